@@ -1,0 +1,5 @@
+"""torchmetrics faces of the measures: update per batch, any split over ranks."""
+
+from netprism.metrics.transformation_complexity import TransformationComplexity
+
+__all__ = ["TransformationComplexity"]

@@ -1,0 +1,23 @@
+"""Networks to look into.
+
+Each has two tuples of names, both shallow to deep: `tap_points`, the modules worth looking at with
+:func:`netprism.taps.tap`, and `gating_layers`, what :func:`netprism.gates.record_gates` calls its ReLUs.
+"""
+
+from netprism.nets.lenet import LeNet5
+from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
+from netprism.nets.resnet import PreActResNet, ResNet
+from netprism.nets.vgg import VGG11
+
+__all__ = [
+    "MLP",
+    "MLP_ALPHA",
+    "MLP_BETA",
+    "MLP_CIFAR10",
+    "MLP_MNIST",
+    "VGG11",
+    "LeNet5",
+    "PreActResNet",
+    "ResNet",
+    "ResidualMLP",
+]

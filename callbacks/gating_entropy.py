@@ -1,0 +1,239 @@
+"""Entropy of a network's gating states after every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_info
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from netprism import figures
+from netprism.callbacks.probe import Probe, callable_and_network, draws_random_numbers, sampling_switched_on
+from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels, probe_data
+from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity
+from netprism.gates import KINDS, GateRecord, record_gates
+from netprism.metrics import TransformationComplexity
+from netprism.packing import PackedGates
+
+RATE_BINS = 20
+_SPLITS: dict[Split, str] = {"train": "", "test": "test_"}  # what the keys of a split have before the quantity
+
+
+class GatingEntropy(Probe):
+    """Logs how much the gates of a network vary over images: the complexity of the transformation that it has learned.
+
+    Works on any LightningModule and any network in it, in one process or many, with the same numbers.
+
+    | key | meaning | unit | range |
+    | --- | --- | --- | --- |
+    | `gates/H`, `gates/H/<layer>` | entropy of the gates: all layers together, one layer | bit | 0 to log2 n |
+    | `gates/H_over_max`, also `/<layer>` | saturation H / log2 n; near 1: all images differ | 1 | 0 to 1 |
+    | `gates/H_suffix/<layer>` | entropy of the layer and all behind it, bandwidth of `gates/H` | bit | 0 to log2 n |
+    | `gates/I_xs` | I(X;Sigma): H with all sampling (dropout, noise) switched off | bit | 0 to log2 n |
+    | `gates/I_xsy`, also `/<layer>` | I(X;Sigma;Y): what the gates tell of the class | bit | 0 to H(Y) |
+    | `gates/TC`, also `/<layer>` | total correlation, an estimate: how far from independent | bit | about 0 up |
+
+    Of the test images the same with `test_` before the quantity: `gates/test_H`, `gates/test_H/<layer>`, ... Nothing
+    here is better when high or low as such: paper B finds complexity to fall, then to rise, and low complexity to
+    over-fit less.
+
+    At the end of the training, figures of the curves, of layers by epochs and of activation rates go to
+    `<log_dir>/figures`.
+
+    Cost per epoch and split: one forward pass over the samples (two if the network samples), and n^2 d * 3/2 integer
+    multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
+
+    Args:
+        samples: images of each split, as many of each class; all if there are fewer.
+        every_n_epochs: measure after every n-th epoch, and after the last one.
+        at_start: also measure before the first step, logged as epoch -1.
+        kinds: which gates, out of relu, max_pool, dropout.
+        layers: names of gating layers or of modules that hold them; -4 for the last four; None for all.
+        bandwidth: "dim" or "variance", see `netprism.entropy.transformation_complexity`.
+        alpha: factor of the bandwidth, one or one for each layer; None: .04 behind a convolution, .01 behind a linear
+            layer.
+        total_correlation: whether to estimate TC, two thirds of the arithmetic.
+        batch_size: images in a forward pass.
+        seed: of the choice of images, of dropout masks in the probe, and of the TC estimate.
+        name: prefix of the keys; give each of several instances its own.
+        train_data: a map-style data set to use in place of the trainer's training data.
+        test_data: likewise; by default the data module's test set, or the first validation loader's.
+        unpack: batch -> (inputs, integer labels or None); by default the first two items, or the usual keys of a dict.
+    """
+
+    def __init__(
+        self,
+        samples: int = 2000,
+        every_n_epochs: int = 1,
+        at_start: bool = True,
+        kinds: tuple[str, ...] = ("relu",),
+        layers: list[str] | int | None = None,
+        bandwidth: Bandwidth = "dim",
+        alpha: float | dict[str, float] | None = None,
+        total_correlation: bool = True,
+        batch_size: int = 128,
+        seed: int = 0,
+        name: str = "gates",
+        train_data: Dataset[Any] | None = None,
+        test_data: Dataset[Any] | None = None,
+        unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
+    ) -> None:
+        super().__init__(name, every_n_epochs, at_start)
+        for option, value in (("samples", samples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{option} is {value}; expected a number >= 1")
+        if unknown := [kind for kind in kinds if kind not in KINDS]:
+            raise ValueError(f"unknown kind of gate {unknown[0]!r}; allowed: {', '.join(KINDS)}")
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.kinds, self.layers, self.unpack = kinds, layers, unpack
+        self.bandwidth, self.alpha, self.total_correlation = bandwidth, alpha, total_correlation
+        self._given: dict[Split, Dataset[Any] | None] = {"train": train_data, "test": test_data}
+        self._data: dict[Split, ProbeData | None] = {}
+        self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
+        self.rates: dict[str, dict[str, Any]] = {}  # histograms of activation rates at the first, lowest-H and last row
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+        """The table above, for the training images and then for the test images."""
+        values: dict[str, float] = {}
+        for split, prefix in _SPLITS.items():
+            data = self._probe_data(trainer, split)
+            if data is None:
+                continue
+            complexity = self._complexity(trainer, pl_module, data, split)
+            information = complexity.joint_entropy
+            sample = data.load(0, 1)  # the same on every rank, and so is what it shows
+            with sampling_switched_on(pl_module):
+                if draws_random_numbers(partial(self._run, trainer, pl_module, sample), pl_module.device):
+                    complexity = self._complexity(trainer, pl_module, data, split)
+            values |= {prefix + key: value for key, value in _values(complexity, information).items()}
+            if split == "train":
+                self._keep_rates(epoch, complexity)
+        # A resumed run measures the epoch it was stopped in once more.
+        self.history = [row for row in self.history if row["epoch"] < epoch] + [{"epoch": epoch, **values}]
+        return values
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the figures, into the run's folder and to W&B."""
+        log_dir = trainer.log_dir  # a broadcast: on all ranks
+        if not trainer.is_global_zero or trainer.fast_dev_run or log_dir is None:
+            return
+        paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"{self.name}/figures", [str(path) for path in paths])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the figures are drawn from."""
+        return {"history": self.history, "rates": self.rates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a run was stopped."""
+        self.history, self.rates = state_dict["history"], state_dict["rates"]
+
+    def _probe_data(self, trainer: pl.Trainer, split: Split) -> ProbeData | None:
+        if split not in self._data:
+            samples = min(self.samples, 32) if trainer.fast_dev_run else self.samples
+            data = probe_data(trainer, split, samples, self.batch_size, self.seed, self._given[split])
+            if data is not None and len(data) < samples:
+                rank_zero_info(f"{self.name}: {samples} {split} samples were asked for, there are {len(data)}")
+            self._data[split] = data
+        return self._data[split]
+
+    def _complexity(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, split: Split
+    ) -> Complexity:
+        """Every rank records its own batches, and computes on those of all."""
+        error: Exception | None = None
+        try:
+            gates, alphas, labels = self._record(trainer, pl_module, data, split)
+        except Exception as caught:  # raised below: leaving now, this rank would keep the others waiting for its gates
+            error = caught
+        if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
+            raise error or RuntimeError(f"{self.name}: the probe failed on another rank; its log says why")
+        metric = TransformationComplexity(self.bandwidth, alphas, self.total_correlation, self.seed)
+        metric.to(pl_module.device).update(gates, labels)
+        return metric.compute()
+
+    def _record(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, split: Split
+    ) -> tuple[dict[str, PackedGates], float | dict[str, float], Tensor | None]:
+        """Gates, their alphas and labels of this rank's batches."""
+        own = data.shard(trainer.global_rank, trainer.world_size)
+        model, network = callable_and_network(pl_module)
+        bar = tqdm(
+            own or [0],  # a rank without a batch learns the layers from one sample, and drops it
+            desc=f"{self.name} {split}",
+            leave=False,
+            disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
+        )
+        with record_gates(model, self.kinds, self.layers, relative_to=network) as record:
+            batches = [self._run(trainer, pl_module, data.load(number, None if own else 1)) for number in bar]
+        labels = [batch for batch in batches if batch is not None]
+        rows = sum(len(data.batches[number]) for number in own)
+        gates = {name: PackedGates(layer.bits[:rows], layer.shape) for name, layer in record.packed.items()}
+        return gates, self._alphas(record), torch.cat(labels)[:rows] if labels else None
+
+    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Tensor | None:  # noqa: ANN401
+        """One forward pass, in the trainer's precision; returns the labels."""
+        inputs, labels = self.unpack(batch)
+        inputs = trainer.precision_plugin.convert_input(move_data_to_device(inputs, pl_module.device))
+        model, _ = callable_and_network(pl_module)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            model(inputs)
+        return labels
+
+    def _alphas(self, record: GateRecord) -> float | dict[str, float]:
+        """By what feeds the gates; by their shape where nothing weighted does."""
+        if self.alpha is not None:
+            return self.alpha
+        return {
+            name: LINEAR_ALPHA
+            if layer.fed_by == "linear" or (layer.fed_by is None and len(layer.shape) == 1)
+            else CONV_ALPHA
+            for name, layer in record.layers.items()
+        }
+
+    def _keep_rates(self, epoch: int, complexity: Complexity) -> None:
+        """Keeps the histograms of the first, the lowest-entropy and the last measurement."""
+        entry = {
+            "epoch": epoch,
+            "H": complexity.joint_entropy,
+            "layers": {
+                name: torch.histc(rates.float().cpu(), RATE_BINS, 0, 1).tolist()
+                for name, rates in complexity.activation_rates.items()
+            },
+        }
+        self.rates.setdefault("first", entry)
+        if entry["H"] <= self.rates.get("lowest", entry)["H"]:
+            self.rates["lowest"] = entry
+        self.rates["last"] = entry
+
+
+def _values(complexity: Complexity, information: float) -> dict[str, float]:
+    """The logged quantities of one split."""
+    c = complexity
+    joint = {
+        "H": c.joint_entropy,
+        "H_over_max": c.joint_saturation,
+        "I_xs": information,
+        "I_xsy": c.joint_class_information,
+        "TC": c.joint_total_correlation,
+    }
+    layers = {
+        "H": c.entropy,
+        "H_over_max": c.saturation,
+        "H_suffix": c.suffix_entropy,
+        "I_xsy": c.class_information,
+        "TC": c.total_correlation,
+    }
+    return {key: value for key, value in joint.items() if value is not None} | {
+        f"{key}/{layer}": value for key, values in layers.items() for layer, value in values.items()
+    }

@@ -1,0 +1,144 @@
+"""What every per-epoch measurement shares: when it runs, and that it leaves no trace in the training."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
+
+
+class Probe(pl.Callback):
+    """Measures a network at the end of training epochs, and logs the same numbers on all ranks.
+
+    A subclass implements `measure`. Training goes on as if the probe had not run: random state, buffers (BatchNorm's
+    running statistics), train and eval flags and `requires_grad` are put back, also when the measurement raises. Under
+    DDP all ranks measure rank 0's network: the parameters are equal anyway, the buffers are made so while the probe
+    runs.
+
+    Args:
+        name: prefix of the logged keys; two probes of a kind need two names.
+        every_n_epochs: measure after every n-th epoch, and after the last one.
+        at_start: also measure before the first step, logged as epoch -1.
+    """
+
+    def __init__(self, name: str, every_n_epochs: int = 1, at_start: bool = True) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs is {every_n_epochs}; expected a number >= 1")
+        self.name, self.every_n_epochs, self.at_start = name, every_n_epochs, at_start
+
+    @property
+    def state_key(self) -> str:
+        """Tells two probes of a kind apart in a checkpoint."""
+        return f"{type(self).__qualname__}[{self.name}]"
+
+    @abstractmethod
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+        """Returns what to log, without the prefix: the same keys and values on every rank."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures the untrained network. `log` would merge it with the first epoch, so the loggers get it directly."""
+        if self.at_start and trainer.global_step == 0:
+            values = self._measure(trainer, pl_module, epoch=-1)
+            for logger in trainer.loggers:
+                logger.log_metrics({**values, "epoch": -1}, step=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Measures and logs."""
+        finished = trainer.current_epoch + 1
+        if finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
+            values = self._measure(trainer, pl_module, trainer.current_epoch)
+            # The ranks agree already: a maximum keeps the value to the bit, where a mean over three ranks may round.
+            pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+        with undisturbed(pl_module):
+            _take_buffers_of_rank_0(pl_module)
+            pl_module.eval()
+            values = self.measure(trainer, pl_module, epoch)
+        return {f"{self.name}/{key}": value for key, value in values.items()}
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Puts flags, buffers, `requires_grad` and all random state back as they were, also after an exception."""
+    flags = [(m, m.training) for m in module.modules()]
+    gradients = [(p, p.requires_grad) for p in module.parameters()]
+    buffers = [
+        (owner, name, buffer, buffer.detach().clone())
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    random_state = isolate_rng()
+    random_state.__enter__()
+    try:
+        yield
+    finally:
+        random_state.__exit__(None, None, None)  # as a `with` it would not restore after an exception
+        with torch.no_grad():
+            for owner, name, buffer, value in buffers:
+                owner._buffers[name] = buffer
+                buffer.copy_(value)
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for m, training in flags:
+            m.training = training
+
+
+def _take_buffers_of_rank_0(module: nn.Module) -> None:
+    """BatchNorm's running statistics differ between ranks at the end of an epoch; the weights do not."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+@contextmanager
+def sampling_switched_on(module: nn.Module) -> Iterator[None]:
+    """Train mode for all that may draw random numbers (dropout, a VAE's noise), eval mode for normalisation layers."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.train()
+    for m in module.modules():
+        if isinstance(m, nn.modules.batchnorm._NormBase):
+            m.eval()
+    try:
+        yield
+    finally:
+        for m, training in flags:
+            m.training = training
+
+
+def draws_random_numbers(run: Callable[[], object], device: torch.device) -> bool:
+    """Whether running something moves torch's random state on."""
+    before = _random_state(device)
+    run()
+    return any(not torch.equal(a, b) for a, b in zip(before, _random_state(device), strict=True))
+
+
+def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.Module]:
+    """What a probe calls, and the network whose names it logs.
+
+    The names leave out the attribute that holds the network, where all parameters are in one: `layer1.0.relu` and not
+    `net.layer1.0.relu`. A LightningModule without a `forward` of its own is passed by and its network called.
+
+    Raises:
+        ValueError: no `forward`, and no single network to call in its place.
+    """
+    networks = [child for child in pl_module.children() if any(True for _ in child.parameters())]
+    network = networks[0] if len(networks) == 1 else pl_module
+    if type(pl_module).forward.__qualname__ != "LightningModule.forward":
+        return pl_module, network
+    if network is pl_module:
+        names = ", ".join(name for name, child in pl_module.named_children() if child in networks) or "none"
+        raise ValueError(
+            f"{type(pl_module).__name__} has no forward, and not one network to call in its place ({names})"
+        )
+    return network, network
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states

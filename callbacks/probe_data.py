@@ -1,0 +1,184 @@
+"""The fixed samples that a probe looks at in every epoch, from our data modules or a stranger's data loaders."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+
+Split = Literal["train", "test"]
+
+_INPUT_KEYS = ("image", "images", "pixel_values", "input", "inputs", "x")
+_LABEL_KEYS = ("label", "labels", "target", "targets", "y")
+
+
+@runtime_checkable
+class HasProbeData(Protocol):
+    """A data module that knows its own images without augmentation, as `netprism.datamodules` do."""
+
+    def probe_dataset(self, split: Split) -> Dataset[Any]:
+        """The split's samples as in evaluation."""
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Chosen samples of a data set, in fixed batches.
+
+    Batches and not samples go to the ranks: rank r of W takes batches r, r + W, ... A batch is then made of the same
+    samples for any W, and so are its floating-point sums and its random numbers: the gates come out equal to the bit.
+    """
+
+    dataset: Dataset[Any]
+    batches: list[list[int]]
+    collate: Callable[[list[Any]], Any]
+    seed: int
+
+    def __len__(self) -> int:
+        return sum(len(batch) for batch in self.batches)
+
+    def shard(self, rank: int, world_size: int) -> list[int]:
+        """The numbers of one rank's batches."""
+        return list(range(rank, len(self.batches), world_size))
+
+    def load(self, number: int, size: int | None = None) -> Any:  # noqa: ANN401 - what the collate function makes
+        """Loads a batch, or its first samples, and seeds what may be drawn for it, here and in the forward pass."""
+        _seed_everything(self.seed + number)
+        return self.collate([self.dataset[i] for i in self.batches[number][:size]])
+
+
+def probe_data(
+    trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None = None
+) -> ProbeData | None:
+    """Chooses samples, as many of each class, in a way that depends on the seed alone.
+
+    Args:
+        trainer: whose data are meant: the data module's `probe_dataset` if it has one, else the data set behind the
+            first training or validation loader.
+        split: "train" or "test"; a stranger's validation loader stands for the test set.
+        samples: how many; all if there are fewer.
+        batch_size: samples in one forward pass.
+        seed: of the choice.
+        given: a data set to use in place of the trainer's.
+
+    Returns:
+        The samples, or None for a "test" that does not exist.
+
+    Raises:
+        ValueError: a data set without length and random access.
+    """
+    dataset, collate = given, default_collate
+    if dataset is None and isinstance(trainer.datamodule, HasProbeData):
+        dataset = trainer.datamodule.probe_dataset(split)
+    elif dataset is None:
+        loaders = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
+        loader = next((loader for loader in _flatten(loaders) if isinstance(loader, DataLoader)), None)
+        if loader is None and split == "test":
+            return None
+        dataset, collate = (loader.dataset, loader.collate_fn) if loader is not None else (None, collate)
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        found = "no DataLoader" if dataset is None else type(dataset).__name__
+        raise ValueError(f"a probe needs a data set with length and random access, found {found}; give {split}_data=")
+    _warn_if_random(dataset, split)
+    chosen = balanced_indices(targets_of(dataset), len(dataset), samples, seed)
+    return ProbeData(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)], collate, seed)
+
+
+def balanced_indices(targets: Tensor | None, size: int, samples: int, seed: int) -> list[int]:
+    """A random choice with as many samples of each class as there are classes to share `samples`.
+
+    A class that has fewer gives all of them; without targets the choice is uniform. The order is random, too.
+
+    Args:
+        targets: integer classes `(size,)`, or None.
+        size: samples in the data set.
+        samples: how many to choose.
+        seed: of the choice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(size, generator=generator)
+    if targets is None:
+        return order[:samples].tolist()
+    classes = targets.unique()
+    share, extra = divmod(samples, len(classes))
+    chosen = torch.zeros(size, dtype=torch.bool)
+    for i, label in enumerate(classes):
+        members = order[targets[order] == label]
+        chosen[members[: share + (i < extra)]] = True
+    return order[chosen[order]].tolist()
+
+
+def targets_of(dataset: object) -> Tensor | None:
+    """The integer classes `(n,)` of a data set without loading its samples, or None if it does not tell them."""
+    if isinstance(dataset, Subset):
+        targets = targets_of(dataset.dataset)
+        return None if targets is None else targets[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, TensorDataset):
+        targets = dataset.tensors[1] if len(dataset.tensors) > 1 else None
+    else:  # `targets` in most of torchvision's data sets, `labels` in the others
+        targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    return as_classes(targets)
+
+
+def as_classes(labels: object) -> Tensor | None:
+    """Labels as an integer vector, or None where they are something else (several per sample, real numbers, text)."""
+    try:
+        classes = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if classes.dim() != 1 or classes.is_floating_point() or classes.is_complex() else classes.cpu()
+
+
+def inputs_and_labels(batch: Any) -> tuple[Any, Tensor | None]:  # noqa: ANN401 - a user's batch
+    """The network's input and the classes: the first two items of a tuple, or what has a usual name in a dict.
+
+    Raises:
+        ValueError: a dict without an input of a known name.
+    """
+    if isinstance(batch, dict):
+        inputs = next((batch[key] for key in _INPUT_KEYS if key in batch), None)
+        if inputs is None:
+            raise ValueError(f"batch has keys {', '.join(map(str, batch))}; expected one of {', '.join(_INPUT_KEYS)}")
+        return inputs, as_classes(next((batch[key] for key in _LABEL_KEYS if key in batch), None))
+    if isinstance(batch, tuple | list):
+        return batch[0], as_classes(batch[1]) if len(batch) > 1 else None
+    return batch, None
+
+
+def _seed_everything(seed: int) -> None:
+    """Lightning's function of this name would also change the environment of processes to come."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _flatten(loaders: object) -> Iterator[object]:
+    """The loaders in Lightning's nested collections, in order."""
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if isinstance(loaders, list | tuple):
+        for loader in loaders:
+            yield from _flatten(loader)
+    elif loaders is not None:
+        yield loaders
+
+
+def _warn_if_random(dataset: Any, split: Split) -> None:  # noqa: ANN401 - any map-style data set
+    """Says that augmented samples are measured, where loading one twice gives two values."""
+    first, second = (_first_tensor(dataset, seed) for seed in (0, 1))
+    if first is not None and second is not None and not torch.equal(first, second):
+        rank_zero_warn(f"the {split} data are augmented at random: give the probe {split}_data= without augmentation")
+
+
+def _first_tensor(dataset: Any, seed: int) -> Tensor | None:  # noqa: ANN401 - any map-style data set
+    _seed_everything(seed)
+    item = dataset[0]
+    values = item.values() if isinstance(item, dict) else item if isinstance(item, tuple | list) else [item]
+    return next((value for value in values if isinstance(value, Tensor)), None)

@@ -1,0 +1,287 @@
+"""Entropies of gating states: H(Sigma), I(X;Sigma;Y) and the total correlation, from pairwise Hamming distances.
+
+With `D_jk = ||sigma_j - sigma_k||^2` between the gates of `n` samples, the kernel bound of Kolchinsky & Tracey is
+
+    H(Sigma) = -1/n sum_j log2[ 1/n sum_k exp(-D_jk / (2 s0^2)) ],    0 <= H <= log2 n bits.
+
+The distances of several layers add up. So one matrix a layer gives every layer's entropy, all suffixes (a layer and
+those behind it), the joint entropy and the class-conditional ones. Distances are exact integers; kernels are summed in
+float64.
+
+Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", sections 3 and 4, appendices E and F.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from netprism.hamming import activation_rates, hamming, hamming_to_independent
+from netprism.packing import PackedGates
+
+Gates = Tensor | PackedGates
+Bandwidth = Literal["dim", "variance"]
+CONV_ALPHA = 0.04
+LINEAR_ALPHA = 0.01
+
+
+@dataclass  # not frozen: torchmetrics copies what a metric computes field by field
+class Complexity:
+    """Entropies of a network's gates on one set of samples, in bits.
+
+    The dictionaries have one entry a layer, in the order of the calls; `joint_*` is all layers together. What needs
+    labels, or the total correlation where it was not asked for, is empty or None.
+
+    Attributes:
+        entropy: H(Sigma_l), in [0, log2 n].
+        suffix_entropy: H(Sigma_l, ..., Sigma_L) with the joint's bandwidth, so that it falls with l.
+        conditional: sum_m p_m H(Sigma_l | Y = m).
+        class_information: I(X;Sigma_l;Y) = H(Sigma_l) - sum_m p_m H(Sigma_l | Y = m), >= 0.
+        total_correlation: TC(Sigma_l): an estimate, not a bound.
+        saturation: H(Sigma_l) / log2 n, in [0, 1]; near 1 it says no more than that all samples differ.
+        activation_rates: the share of the samples on which each gate is open, float32 `(d_l,)`.
+    """
+
+    entropy: dict[str, float]
+    suffix_entropy: dict[str, float]
+    conditional: dict[str, float]
+    class_information: dict[str, float]
+    total_correlation: dict[str, float]
+    saturation: dict[str, float]
+    activation_rates: dict[str, Tensor]
+    joint_entropy: float
+    joint_conditional: float | None
+    joint_class_information: float | None
+    joint_total_correlation: float | None
+    joint_saturation: float
+
+
+def transformation_complexity(
+    gates: Mapping[str, Gates],
+    labels: Tensor | None = None,
+    *,
+    bandwidth: Bandwidth = "dim",
+    alpha: float | Mapping[str, float] | None = None,
+    total_correlation: bool = True,
+    seed: int = 0,
+) -> Complexity:
+    """All entropies of a network's gates, from one pairwise matrix a layer.
+
+    The bandwidth of a layer with `d` gates is s0^2 = alpha * d ("dim": what the authors ran), or alpha * Var(Sigma_l)
+    ("variance": what the text says; it pins the joint entropy at log2 n from the first epoch on). Those of several
+    layers add.
+
+    Cost: n^2 d / 2 integer multiply-adds, d the gates of all layers; another n^2 d and n d random numbers for the total
+    correlation. Memory beside the packed gates (n d / 8 bytes): a few n^2 matrices, and n * 33 kB for a run of gates.
+
+    Args:
+        gates: layer -> bool `(n, ...)` or `PackedGates`, of the same n samples, in the order of the calls.
+        labels: integer classes `(n,)`, for the class-conditional quantities.
+        bandwidth: "dim" or "variance".
+        alpha: one for all layers, or one for each; None: 0.04 for gates with spatial dimensions, 0.01 for flat ones.
+        total_correlation: whether to estimate TC, two thirds of the work.
+        seed: of the independent gates that TC compares with.
+
+    Raises:
+        ValueError: no layer, layers with different n, labels of another length, an unknown bandwidth, alpha missing or
+            <= 0.
+        TypeError: gates that are not bool.
+
+    Example:
+        >>> gates = {"relu": torch.tensor([[True, False], [True, True], [False, False], [True, False]])}
+        >>> round(transformation_complexity(gates, alpha=0.1).entropy["relu"], 3)
+        1.329
+    """
+    packed = {name: _packed(layer, name) for name, layer in gates.items()}
+    n = _sample_count(packed)
+    if bandwidth not in ("dim", "variance"):
+        raise ValueError(f"unknown bandwidth {bandwidth!r}; allowed: dim, variance")
+    alphas = _alphas(packed, alpha)
+    rates = {name: activation_rates(layer) for name, layer in packed.items()}
+    widths = {
+        name: alphas[name] * (layer.size if bandwidth == "dim" else _variance(rates[name]))
+        for name, layer in packed.items()
+    }
+    joint_width = sum(widths.values())
+    device = next(iter(packed.values())).bits.device
+    draws = torch.Generator(device).manual_seed(seed)
+
+    rows: dict[str, _Row] = {}
+    suffix: dict[str, float] = {}
+    behind = torch.zeros(n, n, dtype=torch.int32, device=device)  # summed over the current layer and those behind it
+    behind_to_independent = torch.zeros_like(behind) if total_correlation else None
+    for name in reversed(packed):
+        within = hamming(packed[name])
+        to_independent = None
+        if behind_to_independent is not None:
+            to_independent = hamming_to_independent(packed[name], rates[name], draws)
+            behind_to_independent += to_independent
+        behind += within
+        rows[name] = _row(within, to_independent, widths[name], labels)
+        suffix[name] = float(kde_entropy(behind, joint_width))
+    joint = _row(behind, behind_to_independent, joint_width, labels)
+    return _complexity(n, {name: rows[name] for name in packed}, suffix, rates, joint)
+
+
+def pairwise_hamming(gates: Gates) -> Tensor:
+    """Squared distances between the gates of all pairs of samples: how many differ, exactly.
+
+    Cost: n^2 d / 2 integer multiply-adds; memory n^2 int32, and n * 16 kB beside the packed gates.
+
+    Args:
+        gates: bool `(n, d)` or `(n, ...)`, or packed.
+
+    Returns:
+        int32 `(n, n)`.
+    """
+    return hamming(_packed(gates))
+
+
+def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = None) -> Tensor:
+    """Kernel upper bound of the entropy of gates, in bits.
+
+    Cost: n^2 exponentials; memory 2 MB * n / 256 beside the distances.
+
+    Args:
+        distances: squared distances `(n, n)`.
+        bandwidth: the variance s0^2 of the kernel, >= 0; at 0, samples are either equal or infinitely far apart.
+        labels: integer classes `(n,)`; with them the conditional entropy sum_m p_m H(Sigma | Y = m).
+
+    Returns:
+        float64 scalar in [0, log2 n]; 0 where all gates are equal.
+
+    Raises:
+        ValueError: distances that are not square or hold NaN, a negative bandwidth, labels of another length.
+
+    Source: Kolchinsky & Tracey, "Estimating Mixture Entropy with Pairwise Distances", eq. 10.
+    """
+    n = len(distances)
+    if distances.dim() != 2 or distances.shape[1] != n or n == 0:
+        raise ValueError(f"distances have shape {tuple(distances.shape)}; expected (n, n), n >= 1")
+    if labels is None:
+        return (math.log2(n) - _log2_kernel_sums(distances, bandwidth)).mean().clamp_min(0.0)
+    classes = _classes(labels, n).to(distances.device)
+    # Class m averages over its n_m samples and counts with p_m = n_m / n: one mean over all samples.
+    class_sizes = classes.bincount()[classes].double()
+    return (class_sizes.log2() - _log2_kernel_sums(distances, bandwidth, classes)).mean().clamp_min(0.0)
+
+
+def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> Tensor:
+    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, or over those of j's class: float64 `(n,)`."""
+    if not bandwidth >= 0:
+        raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
+    sums = []
+    for start in range(0, len(distances), 256):
+        rows = distances[start : start + 256].double()
+        if rows.isnan().any():
+            raise ValueError("NaN among the distances")
+        exponents = torch.where(rows == 0, 0.0, rows / (-2 * bandwidth))  # 0 / 0 is equality
+        if classes is not None:
+            exponents.masked_fill_(classes[start : start + 256, None] != classes, -math.inf)
+        sums.append(exponents.logsumexp(1))
+    return torch.cat(sums) / math.log(2)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One set of layers in `Complexity`."""
+
+    entropy: float
+    conditional: float | None
+    total_correlation: float | None
+
+    @property
+    def class_information(self) -> float | None:
+        return None if self.conditional is None else self.entropy - self.conditional
+
+
+def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, labels: Tensor | None) -> _Row:
+    correlation = None
+    if to_independent is not None:
+        excess = _log2_kernel_sums(within, bandwidth) - _log2_kernel_sums(to_independent, bandwidth)
+        correlation = float(excess.mean())
+    return _Row(
+        entropy=float(kde_entropy(within, bandwidth)),
+        conditional=None if labels is None else float(kde_entropy(within, bandwidth, labels)),
+        total_correlation=correlation,
+    )
+
+
+def _complexity(
+    n: int, rows: dict[str, _Row], suffix: dict[str, float], rates: dict[str, Tensor], joint: _Row
+) -> Complexity:
+    most = math.log2(n) or math.inf  # one sample has no entropy to be saturated with
+    return Complexity(
+        entropy={name: row.entropy for name, row in rows.items()},
+        suffix_entropy={name: suffix[name] for name in rows},
+        conditional={name: row.conditional for name, row in rows.items() if row.conditional is not None},
+        class_information={
+            name: row.class_information for name, row in rows.items() if row.class_information is not None
+        },
+        total_correlation={
+            name: row.total_correlation for name, row in rows.items() if row.total_correlation is not None
+        },
+        saturation={name: row.entropy / most for name, row in rows.items()},
+        activation_rates=rates,
+        joint_entropy=joint.entropy,
+        joint_conditional=joint.conditional,
+        joint_class_information=joint.class_information,
+        joint_total_correlation=joint.total_correlation,
+        joint_saturation=joint.entropy / most,
+    )
+
+
+def _packed(gates: Gates, name: str | None = None) -> PackedGates:
+    if isinstance(gates, PackedGates):
+        return gates
+    try:
+        return PackedGates.pack(gates)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {name!r}: {error}" if name else str(error)) from None
+
+
+def _sample_count(packed: Mapping[str, PackedGates]) -> int:
+    """The number of samples that all layers share."""
+    if not packed:
+        raise ValueError("no layer of gates was given")
+    first, n = next((name, len(layer)) for name, layer in packed.items())
+    for name, layer in packed.items():
+        if len(layer) != n:
+            raise ValueError(f"layer {name!r} has {len(layer)} samples, layer {first!r} has {n}")
+    if n == 0:
+        raise ValueError(f"layer {first!r} has no samples")
+    return n
+
+
+def _alphas(packed: Mapping[str, PackedGates], alpha: float | Mapping[str, float] | None) -> dict[str, float]:
+    """The factor of each layer's bandwidth."""
+    if alpha is None:
+        return {name: CONV_ALPHA if len(layer.shape) > 1 else LINEAR_ALPHA for name, layer in packed.items()}
+    alphas = {}
+    for name in packed:
+        value = alpha.get(name) if isinstance(alpha, Mapping) else alpha
+        if value is None or not value > 0:
+            raise ValueError(f"alpha of layer {name!r} is {value}; expected a number > 0")
+        alphas[name] = float(value)
+    return alphas
+
+
+def _variance(rates: Tensor) -> float:
+    """Var(Sigma) of gates with these rates: the sum over gates of p (1 - p)."""
+    p = rates.double()
+    return float((p * (1 - p)).sum())
+
+
+def _classes(labels: Tensor, n: int) -> Tensor:
+    """Labels as classes 0, 1, ... of n samples."""
+    labels = torch.as_tensor(labels)
+    if labels.shape != (n,):
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({n},), one a sample")
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels are {labels.dtype}; expected integer classes")
+    return labels.unique(return_inverse=True)[1]

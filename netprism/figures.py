@@ -1,0 +1,148 @@
+"""Pictures of a run: numbers in, PNG out. Drawn without pyplot, so that no window and no global state is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+History = Sequence[Mapping[str, float]]
+
+_CURVES = (
+    ("H", "entropy of all gates H(Σ), bits"),
+    ("I_xsy", "class information I(X;Σ;Y), bits"),
+    ("TC", "total correlation TC(Σ), bits"),
+    ("H_over_max", "saturation H(Σ) / log₂ n"),
+)
+_MOST_HISTOGRAMS = 24
+
+
+def gating_entropy(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
+    """Draws all figures of the gating entropy.
+
+    Args:
+        history: one row a measurement, with `epoch` (-1 before training) and the keys that `GatingEntropy` logs.
+        rates: "first", "lowest" and "last" -> `epoch`, `H` and `layers`: layer -> counts of activation rates in equal
+            bins.
+        folder: where the files go; it is made.
+        name: how their names begin.
+
+    Returns:
+        The files: `<name>_curves.png`, `<name>_layers.png`, `<name>_activation_rates.png`; none without a measurement.
+    """
+    if not history:
+        return []
+    drawn = {
+        "curves": entropy_curves(history),
+        "layers": layers_by_epochs(history),
+        "activation_rates": activation_rate_histograms(rates),
+    }
+    return [save(figure, folder / f"{name}_{what}.png") for what, figure in drawn.items()]
+
+
+def entropy_curves(history: History) -> Figure:
+    """Entropy, class information, total correlation and saturation over epochs, of training and test images."""
+    shown = [(key, label) for key, label in _CURVES if key in history[0]]
+    columns = min(2, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
+    for axes, (key, label) in zip(_panels(figure, rows, columns, len(shown)), shown, strict=True):
+        for column, split, style in ((key, "training images", "o-"), (f"test_{key}", "test images", "s--")):
+            points = [(row["epoch"], row[column]) for row in history if column in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
+        axes.set_title(label, fontsize="medium")
+        _epoch_axis(axes)
+    figure.axes[0].legend(frameon=False)
+    return figure
+
+
+def layers_by_epochs(history: History) -> Figure:
+    """H(Sigma_l) as a heat map: a row a layer, the input's first, a column an epoch; training beside test images."""
+    splits = [(f"{p}H/", title) for p, title in (("", "training images"), ("test_", "test images"))]
+    splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in history[0])]
+    layers = [key.removeprefix("H/") for key in history[0] if key.startswith("H/")]
+    values = [np.array([[row[prefix + layer] for row in history] for layer in layers]) for prefix, _ in splits]
+    figure = Figure(figsize=(1.5 + 4.5 * len(splits), 1.2 + 0.22 * len(layers)), layout="constrained")
+    top = max(float(block.max()) for block in values)
+    panels = figure.subplots(1, len(splits), squeeze=False, sharey=True)[0]
+    for axes, block, (_, title) in zip(panels, values, splits, strict=True):
+        picture = axes.imshow(block, aspect="auto", interpolation="nearest", vmin=0, vmax=top)
+        epochs = [int(row["epoch"]) for row in history]
+        shown = range(0, len(epochs), max(1, len(epochs) // 10))
+        axes.set_xticks(list(shown), [_epoch_name(epochs[i]) for i in shown])
+        axes.set_yticks(range(len(layers)), layers, fontsize="small")
+        axes.set_xlabel("epoch")
+        axes.set_title(title, fontsize="medium")
+    figure.colorbar(picture, ax=figure.axes, label="H(Σ of a layer), bits")
+    return figure
+
+
+def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """How often the gates of each layer are open, at the first, the lowest-entropy and the last measurement."""
+    layers = list(rates["first"]["layers"])
+    if len(layers) > _MOST_HISTOGRAMS:  # evenly spaced ones, the first and the last among them
+        layers = [layers[i] for i in np.linspace(0, len(layers) - 1, _MOST_HISTOGRAMS).round().astype(int)]
+    rows = -(-len(layers) // 6)
+    columns = -(-len(layers) // rows)
+    figure = Figure(figsize=(2.4 * columns, 0.8 + 1.7 * rows), layout="constrained")
+    lines = _distinct(rates)
+    colors = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
+    for axes, layer in zip(_panels(figure, rows, columns, len(layers)), layers, strict=True):
+        for (label, measured), color in zip(lines.items(), colors, strict=True):
+            counts = np.asarray(measured["layers"][layer])
+            axes.stairs(counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=color, label=label)
+        axes.set_title(layer, fontsize="small")
+        axes.set_yticks([])
+    figure.supxlabel("activation rate of a gate")
+    figure.supylabel("share of the gates")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes a PNG, whole or not at all; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+    return path
+
+
+def _panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
+    """The first `count` panels of a grid; the others are taken away."""
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return panels[:count]
+
+
+def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The measurements by a label; one that is first and lowest at once comes once."""
+    names: dict[int, list[str]] = {}
+    for which in ("first", "lowest", "last"):
+        names.setdefault(int(rates[which]["epoch"]), []).append(which)
+    labelled = {}
+    for epoch, which in names.items():
+        measured = rates[which[0]]
+        when = f"epoch {epoch}" if epoch >= 0 else "start"
+        labelled[f"{' and '.join(which)}: {when}, H = {measured['H']:.2f} bits"] = measured
+    return labelled
+
+
+def _epoch_axis(axes: Axes) -> None:
+    axes.set_xlabel("epoch (-1: before training)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _epoch_name(epoch: int) -> str:
+    return "start" if epoch < 0 else str(epoch)

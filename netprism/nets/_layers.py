@@ -1,0 +1,40 @@
+"""Pieces that more than one net is made of."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv3x3(in_channels: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps H x W at stride 1; no bias, since a BatchNorm follows and subtracts it."""
+    return nn.Conv2d(in_channels, channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+def subsample_and_pad(x: Tensor, channels: int, stride: int) -> Tensor:
+    """The shortcut without parameters: every `stride`-th pixel, and zeros for the channels that `x` lacks.
+
+    Args:
+        x: (N, C, H, W) with C <= `channels`.
+        channels: number of channels of the result; the zeros come after the channels of `x`.
+        stride: step in both directions of the image.
+
+    Returns:
+        (N, channels, ceil(H / stride), ceil(W / stride)); `x` itself where nothing changes.
+
+    Source: option A of "Deep Residual Learning for Image Recognition", sections 3.3 and 4.2.
+    """
+    missing = channels - x.shape[1]
+    if missing == 0 and stride == 1:
+        return x
+    return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, missing))
+
+
+def kaiming_convs(net: nn.Module) -> None:
+    """Draw the weights of every convolution of `net` from N(0, 2 / fan_out), biases zero.
+
+    Source: "Delving Deep into Rectifiers", eq. 14 (the form that keeps the variance of gradients).
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

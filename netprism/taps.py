@@ -1,0 +1,154 @@
+"""Read the features of named layers while a model runs."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+_NAMES_IN_ERROR = 20
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Names of all layers of `model` that can be tapped, in the order of their registration.
+
+    The names are those of `model.named_modules()`, without the prefixes that DDP and `torch.compile` add.
+
+    Example:
+        >>> layer_names(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+        ['0', '1']
+    """
+    return list(_layers(model))
+
+
+@contextmanager
+def tap(
+    model: nn.Module, layers: Iterable[str], *, detach: bool = False, inputs: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Collects what the named layers compute when the model runs inside the block.
+
+    A layer that runs several times in one pass gives `name`, `name#1`, `name#2`, ..., as gates are named; asking for
+    `name` gives all of them, asking for `name#1` that one. A pass begins with each call of `model`, and only the last
+    pass is kept. Where only parts of `model` are called (`model.encoder(x)`), all calls in the block are one pass.
+
+    Gradients flow through the features: they are tensors of the graph itself, and the model goes on with copies, so
+    that an in-place ReLU behind a layer does not overwrite what was read. Compiled models run eagerly inside the block,
+    since hooks registered after the first compiled call never fire. Nothing stays behind, also after an exception.
+
+    Args:
+        model: any module, in train or eval mode.
+        layers: names out of `layer_names(model)`, with or without `#1`; one alone may be a plain string.
+        detach: keep copies without gradient instead; the model goes on with its own tensors.
+        inputs: collect what goes into the layers instead of what comes out.
+
+    Yields:
+        {name: tensor} in the order of the calls, filled by each pass; it may be used after the block.
+
+    Raises:
+        ValueError: `model` has no layer of that name.
+        TypeError: what a layer returns (or takes) is not one tensor; raised where the model is called.
+        RuntimeError: a layer did not run in the last pass; raised at the end of the block.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+        >>> with tap(model, ["0"]) as features:
+        ...     out = model(torch.ones(2, 4))
+        >>> torch.equal(features["0"].relu(), out)
+        True
+    """
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    recorder = _Recorder(wanted, detach=detach, inputs=inputs)
+    modules = {name: _find(model, name) for name in map(_without_call, wanted)}
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and set_stance would import it: 1.8 s
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(model.register_forward_pre_hook(recorder.start_pass).remove)
+        stack.callback(model.register_forward_hook(recorder.end_pass, always_call=True).remove)
+        for name, module in modules.items():
+            stack.callback(recorder.attach(name, module).remove)
+        yield recorder.features
+    silent = [name for name in wanted if name not in recorder.features]
+    if silent:
+        raise RuntimeError(f"layer {silent[0]!r} did not run in the last pass of {type(model).__name__}")
+
+
+class _Recorder:
+    """Hooks that keep what flows through layers, and the names under which they keep it."""
+
+    def __init__(self, wanted: list[str], *, detach: bool, inputs: bool) -> None:
+        self.features: dict[str, Tensor] = {}
+        self._wanted = frozenset(wanted)
+        self._detach, self._inputs = detach, inputs
+        self._calls: Counter[str] = Counter()
+        self._recording = True
+
+    def start_pass(self, *_: object) -> None:
+        self.features.clear()
+        self._calls.clear()
+        self._recording = True
+
+    def end_pass(self, *_: object) -> None:
+        self._recording = False  # activation checkpointing runs layers again in the backward pass
+
+    def attach(self, name: str, module: nn.Module) -> RemovableHandle:
+        def after(_: nn.Module, args: Any, output: Any) -> Tensor:  # noqa: ANN401 - torch's signature
+            return self._keep(name, output)
+
+        def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401 - torch's signature
+            values = (*args, *kwargs.values())
+            value = self._keep(name, values[0] if len(values) == 1 else values)
+            return ((value,), {}) if args else ((), dict.fromkeys(kwargs, value))
+
+        if self._inputs:
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_hook(after)
+
+    def _keep(self, name: str, value: object) -> Tensor:
+        """Keeps `value` if it is wanted; returns what the model goes on with."""
+        if not isinstance(value, Tensor):
+            verb = "takes" if self._inputs else "returns"
+            raise TypeError(f"layer {name!r} {verb} {_describe(value)}, not one tensor")
+        key = f"{name}#{self._calls[name]}" if self._calls[name] else name
+        self._calls[name] += 1
+        if not self._recording or self._wanted.isdisjoint((name, key)):
+            return value
+        self.features[key] = value.detach().clone() if self._detach else value
+        return value if self._detach else value.clone()
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    named = {".".join(part for part in path.split(".") if part != "_orig_mod"): m for path, m in inner.named_modules()}
+    return {name: module for name, module in named.items() if name}
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    layers = _layers(model)
+    if name in layers:
+        return layers[name]
+    close = difflib.get_close_matches(name, layers, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    more = f" and {len(layers) - _NAMES_IN_ERROR} more" if len(layers) > _NAMES_IN_ERROR else ""
+    listed = ", ".join(list(layers)[:_NAMES_IN_ERROR])
+    raise ValueError(f"{type(model).__name__} has no layer {name!r}{hint} it has {listed}{more}")
+
+
+def _without_call(name: str) -> str:
+    """`layer1.0.relu` of `layer1.0.relu#1`."""
+    return name.partition("#")[0]
+
+
+def _describe(value: object) -> str:
+    """What a layer gave, in a few words: `tuple of (Tensor, NoneType)`, `dict of (Tensor)`, `NoneType`."""
+    kind = type(value).__name__
+    if not isinstance(value, tuple | list | dict):
+        return kind
+    items = value.values() if isinstance(value, dict) else value
+    return f"{kind} of ({', '.join(type(item).__name__ for item in items)})"
