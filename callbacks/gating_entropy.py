@@ -18,8 +18,8 @@ from tqdm import tqdm
 from netprism import figures
 from netprism.callbacks.probe import Probe, callable_and_network, draws_random_numbers, sampling_switched_on
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels, probe_data
-from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity
-from netprism.gates import KINDS, GateRecord, record_gates
+from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
+from netprism.gates import GateRecord, check_kinds, record_gates
 from netprism.metrics import TransformationComplexity
 from netprism.packing import PackedGates
 
@@ -90,8 +90,8 @@ class GatingEntropy(Probe):
         for option, value in (("samples", samples), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
-        if unknown := [kind for kind in kinds if kind not in KINDS]:
-            raise ValueError(f"unknown kind of gate {unknown[0]!r}; allowed: {', '.join(KINDS)}")
+        check_kinds(kinds)
+        check_bandwidth(bandwidth, alpha)
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.kinds, self.layers, self.unpack = kinds, layers, unpack
         self.bandwidth, self.alpha, self.total_correlation = bandwidth, alpha, total_correlation
@@ -123,7 +123,7 @@ class GatingEntropy(Probe):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the figures, into the run's folder and to W&B."""
         log_dir = trainer.log_dir  # a broadcast: on all ranks
-        if not trainer.is_global_zero or trainer.fast_dev_run or log_dir is None:
+        if not trainer.is_global_zero or _is_dry_run(trainer) or log_dir is None:
             return
         paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
         for logger in trainer.loggers:
@@ -140,7 +140,7 @@ class GatingEntropy(Probe):
 
     def _probe_data(self, trainer: pl.Trainer, split: Split) -> ProbeData | None:
         if split not in self._data:
-            samples = min(self.samples, 32) if trainer.fast_dev_run else self.samples
+            samples = min(self.samples, 32) if _is_dry_run(trainer) else self.samples
             data = probe_data(trainer, split, samples, self.batch_size, self.seed, self._given[split])
             if data is not None and len(data) < samples:
                 rank_zero_info(f"{self.name}: {samples} {split} samples were asked for, there are {len(data)}")
@@ -215,6 +215,10 @@ class GatingEntropy(Probe):
         if entry["H"] <= self.rates.get("lowest", entry)["H"]:
             self.rates["lowest"] = entry
         self.rates["last"] = entry
+
+
+def _is_dry_run(trainer: pl.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set in one of Lightning's connectors
 
 
 def _values(complexity: Complexity, information: float) -> dict[str, float]:

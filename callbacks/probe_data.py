@@ -75,8 +75,9 @@ def probe_data(
         ValueError: a data set without length and random access.
     """
     dataset, collate = given, default_collate
-    if dataset is None and isinstance(trainer.datamodule, HasProbeData):
-        dataset = trainer.datamodule.probe_dataset(split)
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+    if dataset is None and isinstance(datamodule, HasProbeData):
+        dataset = datamodule.probe_dataset(split)
     elif dataset is None:
         loaders = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
         loader = next((loader for loader in _flatten(loaders) if isinstance(loader, DataLoader)), None)

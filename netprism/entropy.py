@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -99,8 +99,7 @@ def transformation_complexity(
     """
     packed = {name: _packed(layer, name) for name, layer in gates.items()}
     n = _sample_count(packed)
-    if bandwidth not in ("dim", "variance"):
-        raise ValueError(f"unknown bandwidth {bandwidth!r}; allowed: dim, variance")
+    check_bandwidth(bandwidth, alpha)
     alphas = _alphas(packed, alpha)
     rates = {name: activation_rates(layer) for name, layer in packed.items()}
     widths = {
@@ -126,6 +125,16 @@ def transformation_complexity(
         suffix[name] = float(kde_entropy(behind, joint_width))
     joint = _row(behind, behind_to_independent, joint_width, labels)
     return _complexity(n, {name: rows[name] for name in packed}, suffix, rates, joint)
+
+
+def check_bandwidth(bandwidth: Bandwidth, alpha: float | Mapping[str, float] | None) -> None:
+    """Raises a ValueError where `transformation_complexity` would, before there are gates."""
+    if bandwidth not in get_args(Bandwidth):
+        raise ValueError(f"unknown bandwidth {bandwidth!r}; allowed: {', '.join(get_args(Bandwidth))}")
+    given = alpha.items() if isinstance(alpha, Mapping) else [] if alpha is None else [("every layer", alpha)]
+    for name, value in given:
+        if not value > 0:
+            raise ValueError(f"alpha of {name!r} is {value}; expected a number > 0")
 
 
 def pairwise_hamming(gates: Gates) -> Tensor:
@@ -264,10 +273,9 @@ def _alphas(packed: Mapping[str, PackedGates], alpha: float | Mapping[str, float
         return {name: CONV_ALPHA if len(layer.shape) > 1 else LINEAR_ALPHA for name, layer in packed.items()}
     alphas = {}
     for name in packed:
-        value = alpha.get(name) if isinstance(alpha, Mapping) else alpha
-        if value is None or not value > 0:
-            raise ValueError(f"alpha of layer {name!r} is {value}; expected a number > 0")
-        alphas[name] = float(value)
+        if isinstance(alpha, Mapping) and name not in alpha:
+            raise ValueError(f"no alpha for layer {name!r}; there are alphas for {', '.join(alpha) or 'none'}")
+        alphas[name] = alpha[name] if isinstance(alpha, Mapping) else alpha
     return alphas
 
 
@@ -284,4 +292,5 @@ def _classes(labels: Tensor, n: int) -> Tensor:
         raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({n},), one a sample")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels are {labels.dtype}; expected integer classes")
-    return labels.unique(return_inverse=True)[1]
+    classes: Tensor = labels.unique(return_inverse=True)[1]
+    return classes

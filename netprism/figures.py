@@ -128,13 +128,13 @@ def _panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
 def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """The measurements by a label; one that is first and lowest at once comes once."""
     names: dict[int, list[str]] = {}
-    for which in ("first", "lowest", "last"):
-        names.setdefault(int(rates[which]["epoch"]), []).append(which)
+    for name in ("first", "lowest", "last"):
+        names.setdefault(int(rates[name]["epoch"]), []).append(name)
     labelled = {}
-    for epoch, which in names.items():
-        measured = rates[which[0]]
+    for epoch, same in names.items():
+        measured = rates[same[0]]
         when = f"epoch {epoch}" if epoch >= 0 else "start"
-        labelled[f"{' and '.join(which)}: {when}, H = {measured['H']:.2f} bits"] = measured
+        labelled[f"{' and '.join(same)}: {when}, H = {measured['H']:.2f} bits"] = measured
     return labelled
 
 

@@ -224,24 +224,29 @@ def watch_gates(
     Raises:
         ValueError: an unknown kind.
     """
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
-        raise ValueError(f"unknown kind of gate {(unknown or [None])[0]!r}; allowed: {', '.join(KINDS)}")
+    check_kinds(kinds)
     names = _module_names(model, relative_to)
     watcher = _GateWatcher(model, names, kinds, visit, end_of_pass)
-    scripted = [name or "the model" for module, name in names.items() if isinstance(module, torch.jit.ScriptModule)]
+    scripted = [module for module in names if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
-        warnings.warn(f"gates inside torchscript are not recorded: {scripted[0]}", stacklevel=4)
+        warnings.warn(f"gates inside torchscript are not recorded: {names[scripted[0]] or 'the model'}", stacklevel=5)
     with ExitStack() as stack:
         # Hooks registered after the first compiled call never fire. Loaded dynamo: somebody may have compiled
         # something.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for module in names:
+        for module in names.keys() - set(scripted):
             stack.callback(module.register_forward_pre_hook(watcher.enter).remove)
             stack.callback(module.register_forward_hook(watcher.leave, always_call=True).remove)
         stack.enter_context(watcher)
         yield
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises a ValueError unless there are kinds, all of them in `KINDS`."""
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"unknown kind of gate {unknown[0] if unknown else None!r}; allowed: {', '.join(KINDS)}")
 
 
 def select_layers(available: Sequence[str], layers: Sequence[str] | int | None) -> list[str]:

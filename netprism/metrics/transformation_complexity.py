@@ -79,7 +79,7 @@ class TransformationComplexity(Metric):
     def compute(self) -> Complexity:
         """The entropies over all samples, the same on every rank."""
         bits = dim_zero_cat(self.bits)
-        labels = dim_zero_cat(self.labels) if self.labels else None
+        labels = dim_zero_cat(self.labels) if len(self.labels) else None  # a list, or a tensor after a gather
         widths = [-(-torch.Size(shape).numel() // 8) for shape in self.shapes.values()]
         gates = {
             name: PackedGates(layer, shape)
@@ -87,7 +87,7 @@ class TransformationComplexity(Metric):
         }
         return transformation_complexity(
             gates,
-            labels if labels is not None and labels.numel() else None,
+            labels,
             bandwidth=self.bandwidth,
             alpha=self.alpha,
             total_correlation=self.total_correlation,

@@ -1,0 +1,202 @@
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from strangers import Net, Stranger, fit, images
+from torch import nn
+
+from netprism.callbacks import GatingEntropy
+from netprism.entropy import transformation_complexity
+from netprism.gates import record_gates
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The '.*dataloader' does not have many workers",
+    "ignore:The number of training batches",
+)
+
+LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in one attribute
+
+
+def keys(layers, test=True, labels=True, correlation=True):
+    """The documented table, by hand."""
+    joint = ["H", "H_over_max", "I_xs", *(["I_xsy"] if labels else []), *(["TC"] if correlation else [])]
+    each = ["H", "H_over_max", "H_suffix", *(["I_xsy"] if labels else []), *(["TC"] if correlation else [])]
+    names = joint + [f"{key}/{layer}" for key in each for layer in layers]
+    return {prefix + name for prefix in (["", "test_"] if test else [""]) for name in names}
+
+
+def gates_of(trainer, name="gates"):
+    metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {key.removeprefix(f"{name}/"): value for key, value in metrics.items() if key.startswith(f"{name}/")}
+
+
+def test_the_key_set_is_exact(tmp_path):
+    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path)
+    assert set(gates_of(trainer)) == keys(LAYERS)
+    trainer = fit(Stranger(), GatingEntropy(samples=12, layers=[":relu#1"], total_correlation=False), folder=tmp_path)
+    assert set(gates_of(trainer)) == keys(LAYERS[1:], correlation=False)
+
+
+def test_the_values_are_those_of_the_trained_network(tmp_path):
+    module = Stranger()
+    trainer = fit(module, GatingEntropy(samples=45, batch_size=8), folder=tmp_path)
+    x, y = images().tensors
+    module.eval()
+    with torch.no_grad(), record_gates(module.model) as gates:
+        module(x)
+    expected = transformation_complexity(gates.packed, y, alpha={":relu#0": 0.04, ":relu#1": 0.01})
+    values = gates_of(trainer)
+    assert values["H"] == values["I_xs"] == pytest.approx(expected.joint_entropy, abs=1e-6)
+    assert values["I_xsy"] == pytest.approx(expected.joint_class_information, abs=1e-6)
+    assert values["TC"] == pytest.approx(expected.joint_total_correlation, abs=1e-6)
+    assert values["H_over_max"] == pytest.approx(expected.joint_entropy / math.log2(45), abs=1e-6)
+    for layer in LAYERS:
+        assert values[f"H/{layer}"] == pytest.approx(expected.entropy[layer], abs=1e-6)
+        assert values[f"H_suffix/{layer}"] == pytest.approx(expected.suffix_entropy[layer], abs=1e-6)
+    assert values["test_H"] != values["H"]
+
+
+def test_alpha_follows_what_feeds_the_gates(tmp_path):
+    # A convolution's output flattened before its ReLU is still fed by a convolution.
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 2, 3), nn.Linear(72, 3)
+
+        def forward(self, x):
+            return {"logits": self.fc(torch.relu(self.conv(x).flatten(1)))}
+
+    module = Stranger(Flat())
+    trainer = fit(module, GatingEntropy(samples=45), folder=tmp_path, max_epochs=1)
+    with torch.no_grad(), record_gates(module.model) as gates:
+        module.eval()(images().tensors[0])
+    assert gates_of(trainer)["H"] == pytest.approx(
+        transformation_complexity(gates.packed, alpha=0.04).joint_entropy, abs=1e-6
+    )
+    trainer = fit(module.train(), GatingEntropy(samples=45, alpha=0.5), folder=tmp_path, max_epochs=1)
+    assert gates_of(trainer)["H"] < transformation_complexity(gates.packed, alpha=0.04).joint_entropy
+
+
+def test_dropout_raises_the_entropy_and_not_the_information(tmp_path):
+    probe = GatingEntropy(samples=45, kinds=("relu", "dropout"), alpha=0.04)
+    trainer = fit(Stranger(Net(dropout=0.5)), probe, folder=tmp_path)
+    values = gates_of(trainer)
+    assert values["H"] > values["I_xs"] + 0.1
+    deterministic = gates_of(fit(Stranger(Net()), probe, folder=tmp_path))
+    assert deterministic["H"] == deterministic["I_xs"]
+
+
+def test_without_labels_there_is_no_class_information(tmp_path):
+    class Unlabelled(Stranger):
+        def training_step(self, batch, batch_idx):
+            return self(batch[0])["logits"].square().mean()
+
+    data = torch.utils.data.TensorDataset(images().tensors[0])
+    loader = torch.utils.data.DataLoader(data, 16)
+    trainer = fit(
+        Unlabelled(), GatingEntropy(samples=12), folder=tmp_path, train=loader, validation=None, limit_val_batches=0
+    )
+    assert {key for key in gates_of(trainer) if not key.startswith("test_")} == keys(LAYERS, test=False, labels=False)
+
+
+def test_two_named_instances_do_not_collide(tmp_path):
+    first, second = GatingEntropy(samples=12), GatingEntropy(samples=12, layers=-1, name="last")
+    trainer = fit(Stranger(), first, second, folder=tmp_path)
+    assert set(gates_of(trainer)) == keys(LAYERS)
+    assert set(gates_of(trainer, "last")) == keys(LAYERS[1:])
+    assert first.state_key != second.state_key
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"gates_curves.png", "last_curves.png"} <= names
+
+
+def test_the_untrained_network_is_logged_as_epoch_minus_1(tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="run")
+    fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, logger=logger, max_epochs=2)
+    header, *rows = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    table = [dict(zip(header, row, strict=True)) for row in rows]
+    measured = [(int(row["epoch"]), int(row["step"])) for row in table if row["gates/H"]]
+    assert measured == [(-1, 0), (0, 2), (1, 5)]
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_continues_the_curve(tmp_path):
+    def run(name, max_epochs, resume=None):
+        pl.seed_everything(1, verbose=False)
+        logger = CSVLogger(tmp_path, name="logs", version=name)
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
+        entropy = GatingEntropy(samples=12)
+        trainer = pl.Trainer(
+            max_epochs=max_epochs, accelerator="cpu", devices=1, logger=logger, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[entropy, checkpoint],
+        )  # fmt: skip
+        module, loader = Stranger(), torch.utils.data.DataLoader(images(), 16)
+        trainer.fit(module, loader, loader, ckpt_path=resume, weights_only=True)
+        return entropy
+
+    run("stopped", 2)
+    resumed = run("resumed", 4, tmp_path / "stopped" / "last.ckpt")
+    assert [row["epoch"] for row in resumed.history] == [-1, 0, 1, 2, 3]
+    straight = run("straight", 4)
+    assert resumed.history == straight.history
+    assert resumed.rates == straight.rates
+
+
+def test_figures_and_kept_rates(tmp_path):
+    probe = GatingEntropy(samples=12)
+    fit(Stranger(), probe, folder=tmp_path, max_epochs=3)
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert names == ["gates_activation_rates.png", "gates_curves.png", "gates_layers.png"]
+    assert all((tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    entropies = {row["epoch"]: row["H"] for row in probe.history}
+    assert [probe.rates[which]["epoch"] for which in ("first", "last")] == [-1, 2]
+    assert entropies[probe.rates["lowest"]["epoch"]] == min(entropies.values())
+    assert sum(probe.rates["last"]["layers"][":relu#1"]) == 16
+
+
+def test_a_dry_run_is_short_and_draws_nothing(tmp_path):
+    probe = GatingEntropy()
+    fit(Stranger(), probe, folder=tmp_path, fast_dev_run=True)
+    assert len(probe._data["train"]) == 32
+    assert not (tmp_path / "figures").exists()
+
+
+def test_fewer_samples_than_asked_for_are_said(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        fit(Stranger(), GatingEntropy(samples=1000), folder=tmp_path, max_epochs=1)
+    assert "gates: 1000 train samples were asked for, there are 45" in caplog.text
+    assert "gates: 1000 test samples were asked for, there are 20" in caplog.text
+
+
+def test_half_precision_training(tmp_path):
+    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, precision="bf16-mixed", max_epochs=1)
+    assert math.isfinite(gates_of(trainer)["H"])
+    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, precision="64-true", max_epochs=1)
+    assert math.isfinite(gates_of(trainer)["H"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples is 0; expected a number >= 1"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"every_n_epochs": 0}, "every_n_epochs is 0"),
+        ({"kinds": ("relu", "sigmoid")}, "unknown kind of gate 'sigmoid'; allowed: relu, max_pool, dropout"),
+        ({"bandwidth": "wide"}, "unknown bandwidth 'wide'; allowed: dim, variance"),
+        ({"alpha": -1.0}, "alpha of 'every layer' is -1.0; expected a number > 0"),
+    ],
+)
+def test_bad_options_are_named_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        GatingEntropy(**options)
+
+
+def test_an_unknown_layer_lists_the_layers(tmp_path):
+    with pytest.raises(ValueError, match="no gating layer 'layer9'; there are: :relu#0, :relu#1"):
+        fit(Stranger(), GatingEntropy(layers=["layer9"]), folder=tmp_path)
+
+
+def test_one_sample_and_one_class(tmp_path):
+    values = gates_of(fit(Stranger(), GatingEntropy(samples=1), folder=tmp_path, max_epochs=1))
+    assert (values["H"], values["H_over_max"], values["I_xsy"]) == (0.0, 0.0, 0.0)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from netprism.entropy import transformation_complexity
+from netprism.metrics import TransformationComplexity
+from netprism.packing import PackedGates
+
+
+@pytest.fixture
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    gates = {
+        "conv": torch.rand(30, 3, 5, 5, generator=generator) < 0.3,
+        "linear": torch.rand(30, 13, generator=generator) < 0.6,
+    }
+    return gates, torch.arange(30) % 4
+
+
+def rows(gates, index):
+    return {name: layer[index] for name, layer in gates.items()}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_batches_give_what_the_function_gives(samples, packed):
+    gates, labels = samples
+    metric = TransformationComplexity()
+    for index in torch.arange(30).split(7):
+        batch = rows(gates, index)
+        if packed:
+            batch = {name: PackedGates.pack(layer) for name, layer in batch.items()}
+        metric.update(batch, labels[index])
+    result, expected = metric.compute(), transformation_complexity(gates, labels)
+    assert result.entropy == expected.entropy
+    assert result.suffix_entropy == expected.suffix_entropy
+    assert result.class_information == expected.class_information
+    assert result.total_correlation == expected.total_correlation
+    assert result.joint_entropy == expected.joint_entropy
+    assert all(torch.equal(result.activation_rates[name], rate) for name, rate in expected.activation_rates.items())
+
+
+def test_options_reach_the_function(samples):
+    gates, labels = samples
+    metric = TransformationComplexity("variance", alpha=0.2, total_correlation=False)
+    metric.update(gates, labels)
+    expected = transformation_complexity(gates, labels, bandwidth="variance", alpha=0.2, total_correlation=False)
+    assert metric.compute().joint_entropy == expected.joint_entropy
+    assert metric.compute().joint_total_correlation is None
+
+
+def test_without_labels(samples):
+    metric = TransformationComplexity()
+    metric.update(samples[0])
+    assert metric.compute().joint_class_information is None
+
+
+def test_reset_forgets(samples):
+    gates, labels = samples
+    metric = TransformationComplexity()
+    metric.update(gates, labels)
+    metric.reset()
+    metric.update(rows(gates, slice(0, 10)), labels[:10])
+    assert metric.compute().joint_entropy == transformation_complexity(rows(gates, slice(0, 10))).joint_entropy
+
+
+def test_state_is_one_bit_a_gate(samples):
+    metric = TransformationComplexity()
+    metric.update(samples[0])
+    assert sum(part.numel() for part in metric.bits) == 30 * (10 + 2)  # ceil(75 / 8) and ceil(13 / 8) bytes
+
+
+def test_another_shape_is_named(samples):
+    gates, _ = samples
+    metric = TransformationComplexity()
+    metric.update(gates)
+    with pytest.raises(ValueError, match=r"layer 'linear' has gates of shape \(12,\), before \(13,\)"):
+        metric.update(gates | {"linear": gates["linear"][:, :12]})
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\); expected \(30,\)"):
+        metric.update(gates, torch.zeros(3, dtype=torch.int64))
+
+
+def gather(rank, folder):
+    """Rank 0 has 21 samples in 6 batches, rank 1 has 9 in 2, rank 2 has none."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    gates, labels = torch.load(f"{folder}/samples.pt", weights_only=True)
+    metric = TransformationComplexity()
+    for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
+        metric.update(rows(gates, index), labels[index])
+    torch.save(torch.tensor(scalars(metric.compute()), dtype=torch.float64), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def scalars(result):
+    joint = [result.joint_entropy, result.joint_class_information, result.joint_total_correlation]
+    return [*joint, *result.entropy.values(), *result.total_correlation.values()]
+
+
+def test_uneven_ranks_agree_with_one_process(samples, tmp_path):
+    torch.save(samples, tmp_path / "samples.pt")
+    torch.multiprocessing.start_processes(gather, args=(tmp_path,), nprocs=3, start_method="fork")
+    expected = scalars(transformation_complexity(*samples))
+    for rank in range(3):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).tolist() == pytest.approx(expected, abs=1e-12)
