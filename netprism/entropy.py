@@ -29,6 +29,8 @@ Bandwidth = Literal["dim", "variance"]
 CONV_ALPHA = 0.04
 LINEAR_ALPHA = 0.01
 
+_KERNEL_ROWS = 256  # 4 MB of float64 for 2000 samples: stays in the cache
+
 
 @dataclass  # not frozen: torchmetrics copies what a metric computes field by field
 class Complexity:
@@ -108,6 +110,7 @@ def transformation_complexity(
     }
     joint_width = sum(widths.values())
     device = next(iter(packed.values())).bits.device
+    classes = None if labels is None else _classes(labels, n).to(device)
     draws = torch.Generator(device).manual_seed(seed)
 
     rows: dict[str, _Row] = {}
@@ -121,9 +124,9 @@ def transformation_complexity(
             to_independent = hamming_to_independent(packed[name], rates[name], draws)
             behind_to_independent += to_independent
         behind += within
-        rows[name] = _row(within, to_independent, widths[name], labels)
+        rows[name] = _row(within, to_independent, widths[name], classes)
         suffix[name] = float(kde_entropy(behind, joint_width))
-    joint = _row(behind, behind_to_independent, joint_width, labels)
+    joint = _row(behind, behind_to_independent, joint_width, classes)
     return _complexity(n, {name: rows[name] for name in packed}, suffix, rates, joint)
 
 
@@ -154,7 +157,7 @@ def pairwise_hamming(gates: Gates) -> Tensor:
 def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = None) -> Tensor:
     """Kernel upper bound of the entropy of gates, in bits.
 
-    Cost: n^2 exponentials; memory 2 MB * n / 256 beside the distances.
+    Cost: n^2 exponentials; memory n * 2 kB beside the distances.
 
     Args:
         distances: squared distances `(n, n)`.
@@ -172,28 +175,40 @@ def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = Non
     n = len(distances)
     if distances.dim() != 2 or distances.shape[1] != n or n == 0:
         raise ValueError(f"distances have shape {tuple(distances.shape)}; expected (n, n), n >= 1")
+    if distances.is_floating_point() and distances.isnan().any():
+        raise ValueError("NaN among the distances")
     if labels is None:
-        return (math.log2(n) - _log2_kernel_sums(distances, bandwidth)).mean().clamp_min(0.0)
+        return _entropy(_log2_kernel_sums(distances, bandwidth)[0])
     classes = _classes(labels, n).to(distances.device)
-    # Class m averages over its n_m samples and counts with p_m = n_m / n: one mean over all samples.
+    return _conditional_entropy(_log2_kernel_sums(distances, bandwidth, classes)[1], classes)
+
+
+def _entropy(log2_sums: Tensor) -> Tensor:
+    """H from `log2 sum_k exp(-D_jk / (2 s0^2))`."""
+    return (math.log2(len(log2_sums)) - log2_sums).mean().clamp_min(0.0)
+
+
+def _conditional_entropy(log2_sums: Tensor, classes: Tensor) -> Tensor:
+    """sum_m p_m H(Sigma | Y = m): class m averages over its n_m samples, and p_m = n_m / n, so one mean over all."""
     class_sizes = classes.bincount()[classes].double()
-    return (class_sizes.log2() - _log2_kernel_sums(distances, bandwidth, classes)).mean().clamp_min(0.0)
+    return (class_sizes.log2() - log2_sums).mean().clamp_min(0.0)
 
 
-def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> Tensor:
-    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, or over those of j's class: float64 `(n,)`."""
+def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over the k of j's class (else empty): float64 `(n,)` each."""
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
-    sums = []
-    for start in range(0, len(distances), 256):
-        rows = distances[start : start + 256].double()
-        if rows.isnan().any():
-            raise ValueError("NaN among the distances")
-        exponents = torch.where(rows == 0, 0.0, rows / (-2 * bandwidth))  # 0 / 0 is equality
+    over_all, over_class = [], []
+    for start in range(0, len(distances), _KERNEL_ROWS):
+        rows = distances[start : start + _KERNEL_ROWS]
+        nearest = rows.amin(1, keepdim=True)  # 0 but for TC, where all of a row's kernels may underflow
+        excess = (rows - nearest).double()
+        kernel = excess.mul_(-0.5 / bandwidth).exp_() if bandwidth else (excess == 0).double()
+        shift = nearest[:, 0].double() * (0.5 / bandwidth / math.log(2)) if bandwidth else 0.0
+        over_all.append(kernel.sum(1).log2() - shift)
         if classes is not None:
-            exponents.masked_fill_(classes[start : start + 256, None] != classes, -math.inf)
-        sums.append(exponents.logsumexp(1))
-    return torch.cat(sums) / math.log(2)
+            over_class.append(kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes).sum(1).log2() - shift)
+    return torch.cat(over_all), torch.cat(over_class) if over_class else torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -209,14 +224,14 @@ class _Row:
         return None if self.conditional is None else self.entropy - self.conditional
 
 
-def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, labels: Tensor | None) -> _Row:
+def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, classes: Tensor | None) -> _Row:
+    over_all, over_class = _log2_kernel_sums(within, bandwidth, classes)
     correlation = None
     if to_independent is not None:
-        excess = _log2_kernel_sums(within, bandwidth) - _log2_kernel_sums(to_independent, bandwidth)
-        correlation = float(excess.mean())
+        correlation = float((over_all - _log2_kernel_sums(to_independent, bandwidth)[0]).mean())
     return _Row(
-        entropy=float(kde_entropy(within, bandwidth)),
-        conditional=None if labels is None else float(kde_entropy(within, bandwidth, labels)),
+        entropy=float(_entropy(over_all)),
+        conditional=None if classes is None else float(_conditional_entropy(over_class, classes)),
         total_correlation=correlation,
     )
 

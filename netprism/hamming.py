@@ -1,4 +1,4 @@
-"""Exact Hamming distances between bit-packed samples, by integer matrix products over bit planes.
+"""Exact Hamming distances between bit-packed samples, by integer matrix products over runs of gates.
 
 `D_jk = a_j + a_k - 2 <s_j, s_k>` with `a` the number of ones. int8 products with int32 sums are exact and 4 times as
 fast as float32 ones on a CPU with VNNI (`benchmarks/entropy.py`); bfloat16 would round counts above 256.
@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from netprism.packing import PackedGates
 
-_COLUMNS = 16_384  # gates in one product: 33 MB of int8 for 2000 samples
+_RUN = 16_384  # gates in one product: 33 MB of int8 for 2000 samples
 _ROWS = 512  # samples in a block row of a symmetric product; 250 to 1000 were within 10 % of each other
 
 
@@ -26,8 +26,8 @@ def hamming(gates: PackedGates) -> Tensor:
     """
     n = len(gates)
     gram = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
-    for _, plane in gates.planes(_COLUMNS):
-        _add_gram_(gram, plane)
+    for _, run in gates.runs(_RUN):
+        _add_gram_(gram, run)
     gram = gram.tril() + gram.tril(-1).T
     ones = gram.diagonal()
     return ones[:, None] + ones - 2 * gram
@@ -49,30 +49,32 @@ def hamming_to_independent(gates: PackedGates, rates: Tensor, generator: torch.G
         int32 `(n, n)`: samples by synthetic samples.
     """
     n = len(gates)
-    distances = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
+    common = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
+    ones, synthetic_ones = torch.zeros_like(common[0]), torch.zeros_like(common[0])
     rates = pad(rates, (0, -len(rates) % 8))
-    for place, plane in gates.planes(_COLUMNS):
+    for place, run in gates.runs(_RUN):
         synthetic = _bernoulli(rates[place], n, generator)
-        distances += plane.sum(1, dtype=torch.int32)[:, None] + synthetic.sum(1, dtype=torch.int32)
-        distances -= 2 * _product(plane, synthetic)
-    return distances
+        common += _product(run, synthetic)
+        ones += run.sum(1, dtype=torch.int32)
+        synthetic_ones += synthetic.sum(1, dtype=torch.int32)
+    return ones[:, None] + synthetic_ones - 2 * common
 
 
 def activation_rates(gates: PackedGates) -> Tensor:
     """The share of the samples on which each gate is open, float32 `(d,)`. Time O(n d / 8) bytes read."""
     counts = torch.zeros(8 * gates.bits.shape[1], dtype=torch.int32, device=gates.bits.device)
-    for place, plane in gates.planes(_COLUMNS):
+    for place, run in gates.runs(_RUN):
         # Sums of at most 255 rows fit in uint8: three times as fast as summing in int32.
-        for rows in plane.view(torch.uint8).split(255):
+        for rows in run.view(torch.uint8).split(255):
             counts[place] += rows.sum(0, dtype=torch.uint8)
     return counts[: gates.size] / len(gates)
 
 
-def _add_gram_(gram: Tensor, plane: Tensor) -> None:
-    """Adds `plane @ plane.T` to the blocks on and below the diagonal of `gram`."""
-    for start in range(0, len(plane), _ROWS):
+def _add_gram_(gram: Tensor, run: Tensor) -> None:
+    """Adds `run @ run.T` to the blocks on and below the diagonal of `gram`."""
+    for start in range(0, len(run), _ROWS):
         rows = slice(start, start + _ROWS)
-        gram[rows, : start + _ROWS] += _product(plane[rows], plane[: start + _ROWS])
+        gram[rows, : start + _ROWS] += _product(run[rows], run[: start + _ROWS])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -53,21 +53,23 @@ class PackedGates:
         planes = torch.stack([self.bits >> k & 1 for k in range(8)], dim=1)
         return planes.flatten(1)[:, : self.size].bool().view(len(self), *self.shape)
 
-    def planes(self, max_columns: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yields every bit plane in runs of gates.
+    def runs(self, max_gates: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yields all gates unpacked, some at a time.
 
         Args:
-            max_columns: the most gates in a run; memory is `n * max_columns` bytes.
+            max_gates: the most gates in a run; memory is `n * max_gates` bytes.
 
         Yields:
-            The run's place in a sample's `8 * ceil(d / 8)` padded gates, and int8 `(n, columns)` of zeros and ones.
+            The run's place in a sample's `8 * ceil(d / 8)` padded gates, and int8 `(n, gates)` of zeros and ones.
         """
         width = self.bits.shape[1]
-        for start in range(0, width, max_columns):
-            columns = self.bits[:, start : start + max_columns]
-            for k in range(8):
-                place = slice(k * width + start, k * width + start + columns.shape[1])
-                yield place, (columns >> k & 1).view(torch.int8)
+        planes = max(1, min(8, max_gates // width))  # several whole planes at once, or a part of one
+        shifts = torch.arange(8, dtype=torch.uint8, device=self.bits.device)
+        for k in range(0, 8, planes):
+            for start in range(0, width, max_gates):
+                columns = self.bits[:, start : start + max_gates]
+                run = (columns[:, None] >> shifts[k : k + planes, None] & 1).view(torch.int8).flatten(1)
+                yield slice(k * width + start, k * width + start + run.shape[1]), run
 
     @property
     def size(self) -> int:

@@ -53,7 +53,8 @@ def test_reused_functional_and_in_place_gates_on_paper():
 @pytest.mark.parametrize(
     "activation",
     [
-        nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.LeakyReLU(inplace=True), nn.PReLU(), nn.RReLU(),
+        nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(), nn.LeakyReLU(inplace=True), nn.PReLU(),
+        nn.RReLU(),
         nn.ELU(), nn.ELU(inplace=True), nn.SELU(), nn.SELU(inplace=True), nn.CELU(), nn.GELU(), nn.SiLU(),
         nn.SiLU(inplace=True), nn.Mish(), nn.Hardswish(), nn.Hardswish(inplace=True),
     ],

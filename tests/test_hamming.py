@@ -21,7 +21,7 @@ def test_distances_are_the_counts_of_differing_gates(n, d):
 def test_distances_do_not_depend_on_the_chunks(monkeypatch):
     packed = PackedGates.pack(random_gates(50, 999))
     whole = hamming(packed)
-    monkeypatch.setattr(module, "_COLUMNS", 16)
+    monkeypatch.setattr(module, "_RUN", 16)
     monkeypatch.setattr(module, "_ROWS", 7)
     assert torch.equal(hamming(packed), whole)
 

@@ -29,14 +29,15 @@ def test_the_layout_is_the_documented_one():
         assert PackedGates.pack(gates).bits[0, i % 2] == 1 << (i // 2)
 
 
-def test_planes_cover_every_gate_once_in_its_place():
+@pytest.mark.parametrize("max_gates", [2, 5, 10, 23, 1000])
+def test_runs_cover_every_gate_once_in_its_place(max_gates):
     gates = torch.rand(4, 37, generator=torch.Generator().manual_seed(1)) < 0.5
     packed = PackedGates.pack(gates)
     rebuilt = torch.full((4, 40), -1, dtype=torch.int8)
-    for place, plane in packed.planes(max_columns=2):
-        assert plane.shape[1] <= 2
+    for place, run in packed.runs(max_gates):
+        assert run.shape[1] <= max_gates
         assert (rebuilt[:, place] == -1).all()
-        rebuilt[:, place] = plane
+        rebuilt[:, place] = run
     assert torch.equal(rebuilt[:, :37].bool(), gates)
     assert (rebuilt[:, 37:] == 0).all()
 
