@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from netprism import figures
-from netprism.callbacks.probe import Probe, callable_and_network, draws_random_numbers, sampling_switched_on
+from netprism.callbacks.probe import Probe, callable_and_network, draws_random_numbers, switched_to_train
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels, probe_data
 from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
 from netprism.gates import GateRecord, check_kinds, record_gates
@@ -100,6 +100,12 @@ class GatingEntropy(Probe):
         self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
         self.rates: dict[str, dict[str, Any]] = {}  # histograms of activation rates at the first, lowest-H and last row
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets the data of another trainer and, in a training from the start, the measurements."""
+        self._data = {}
+        if trainer.global_step == 0:
+            self.history, self.rates = [], {}
+
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
         values: dict[str, float] = {}
@@ -110,7 +116,7 @@ class GatingEntropy(Probe):
             complexity = self._complexity(trainer, pl_module, data, split)
             information = complexity.joint_entropy
             sample = data.load(0, 1)  # the same on every rank, and so is what it shows
-            with sampling_switched_on(pl_module):
+            with switched_to_train(self.sampling_modules):
                 if draws_random_numbers(partial(self._run, trainer, pl_module, sample), pl_module.device):
                     complexity = self._complexity(trainer, pl_module, data, split)
             values |= {prefix + key: value for key, value in _values(complexity, information).items()}

@@ -10,15 +10,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 
 class Probe(pl.Callback):
     """Measures a network at the end of training epochs, and logs the same numbers on all ranks.
 
-    A subclass implements `measure`. Training goes on as if the probe had not run: random state, buffers (BatchNorm's
-    running statistics), train and eval flags and `requires_grad` are put back, also when the measurement raises. Under
-    DDP all ranks measure rank 0's network: the parameters are equal anyway, the buffers are made so while the probe
-    runs.
+    A subclass implements `measure`; it finds everything in eval mode, and in `sampling_modules` what may draw random
+    numbers in training (dropout, a VAE). Training goes on as if the probe had not run: random state, buffers
+    (BatchNorm's running statistics), train and eval flags and `requires_grad` are put back, also when the measurement
+    raises. Under DDP all ranks measure rank 0's network: the parameters are equal anyway, the buffers are made so.
 
     Args:
         name: prefix of the logged keys; two probes of a kind need two names.
@@ -30,6 +31,7 @@ class Probe(pl.Callback):
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs is {every_n_epochs}; expected a number >= 1")
         self.name, self.every_n_epochs, self.at_start = name, every_n_epochs, at_start
+        self.sampling_modules: list[nn.Module] = []  # in train mode while training, but for normalisation
 
     @property
     def state_key(self) -> str:
@@ -58,6 +60,7 @@ class Probe(pl.Callback):
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         with undisturbed(pl_module):
             _take_buffers_of_rank_0(pl_module)
+            self.sampling_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
             pl_module.eval()
             values = self.measure(trainer, pl_module, epoch)
         return {f"{self.name}/{key}": value for key, value in values.items()}
@@ -97,18 +100,15 @@ def _take_buffers_of_rank_0(module: nn.Module) -> None:
 
 
 @contextmanager
-def sampling_switched_on(module: nn.Module) -> Iterator[None]:
-    """Train mode for all that may draw random numbers (dropout, a VAE's noise), eval mode for normalisation layers."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.train()
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._NormBase):
-            m.eval()
+def switched_to_train(modules: list[nn.Module]) -> Iterator[None]:
+    """These modules themselves in train mode, not what is in them; then in eval mode."""
+    for m in modules:
+        m.training = True
     try:
         yield
     finally:
-        for m, training in flags:
-            m.training = training
+        for m in modules:
+            m.training = False
 
 
 def draws_random_numbers(run: Callable[[], object], device: torch.device) -> bool:

@@ -1,0 +1,8 @@
+"""Data sets, one LightningDataModule each; every one has `num_classes`, `shape` and `probe_dataset(split)`."""
+
+from netprism.datamodules.base import ImageDataModule
+from netprism.datamodules.cifar10 import CIFAR10
+from netprism.datamodules.digits import Digits
+from netprism.datamodules.mnist import MNIST
+
+__all__ = ["CIFAR10", "MNIST", "Digits", "ImageDataModule"]

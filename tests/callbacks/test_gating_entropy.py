@@ -11,11 +11,6 @@ from netprism.callbacks import GatingEntropy
 from netprism.entropy import transformation_complexity
 from netprism.gates import record_gates
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*dataloader' does not have many workers",
-    "ignore:The number of training batches",
-)
-
 LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in one attribute
 
 
@@ -141,6 +136,14 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
     straight = run("straight", 4)
     assert resumed.history == straight.history
     assert resumed.rates == straight.rates
+
+
+def test_a_second_training_starts_afresh(tmp_path):
+    probe = GatingEntropy(samples=12)
+    fit(Stranger(), probe, folder=tmp_path, max_epochs=3)
+    fit(Stranger(), probe, folder=tmp_path, max_epochs=1, train=torch.utils.data.DataLoader(images(9, seed=4), 4))
+    assert [row["epoch"] for row in probe.history] == [-1, 0]
+    assert len(probe._data["train"]) == 9
 
 
 def test_figures_and_kept_rates(tmp_path):

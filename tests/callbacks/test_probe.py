@@ -16,13 +16,8 @@ from netprism.callbacks.probe import (
     Probe,
     callable_and_network,
     draws_random_numbers,
-    sampling_switched_on,
+    switched_to_train,
     undisturbed,
-)
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*dataloader' does not have many workers",  # small data in the main process
-    "ignore:The number of training batches",  # no step-wise logging is wanted
 )
 
 
@@ -132,11 +127,18 @@ def test_every_n_epochs_must_be_positive():
         Counting(every_n_epochs=0)
 
 
-def test_sampling_is_switched_on_but_for_normalisation():
-    net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.SyncBatchNorm(2), nn.ReLU()).eval()
-    with sampling_switched_on(net):
-        assert [m.training for m in net] == [False, True, False, True]
-    assert not any(m.training for m in net)
+def test_only_what_trains_and_does_not_normalise_may_sample():
+    class Looking(Probe):
+        def measure(self, trainer, pl_module, epoch):
+            net = pl_module.model
+            with switched_to_train(self.sampling_modules):
+                during = [m.training for m in net]
+            return {"before": during == [False, True, False, False, True], "after": not any(m.training for m in net)}
+
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.SyncBatchNorm(2), nn.Dropout(0.5), nn.ReLU())
+    net[3].eval()  # a part that somebody froze
+    assert Looking("looking")._measure(None, Stranger(net), 0) == {"looking/before": True, "looking/after": True}
+    assert [m.training for m in net] == [True, True, True, False, True]
 
 
 def test_drawing_random_numbers_is_noticed():
