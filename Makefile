@@ -1,9 +1,63 @@
-PY := .venv/bin/python
+# netprism in a checkout; `make` alone lists what there is.
 
-.venv/ready: pyproject.toml
-	python3 -m venv .venv
-	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet --editable ".[dev]"
-	@touch $@
+PYTHON ?= python3
+PY := .venv/bin/python
+# Listing experiments and refusing an unknown one needs the standard library only: no setup for a typo.
+LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train resume experiments test check bench clean experiment
+
+help:
+	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
+	@echo 'make experiments             what can be trained, one line each'
+	@echo 'make train EXP=quickstart    train it [ARGS="--trainer.max_epochs 3 ..."]'
+	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
+	@echo 'make test                    the tests [ARGS="-k gates ..."]'
+	@echo 'make check                   ruff, mypy and the tests'
+	@echo 'make bench                   the timings of benchmarks/'
+	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
 
 setup: .venv/ready
+
+.venv/ready: pyproject.toml
+	@echo 'setting up .venv: torch and what goes with it, 5 GB, some minutes'
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ # last, so that an install that failed is tried again
+
+experiments:
+	@$(LIST)
+
+ifdef EXP
+train: experiment .venv/ready
+	@$(PY) -m netprism fit --config $(EXP) $(ARGS)
+else
+train: experiments
+endif
+
+experiment:
+	@test -f configs/experiment/$(EXP).yaml || test -f $(EXP) || \
+	  { echo "no experiment $(EXP); there are"; $(LIST); exit 2; } >&2
+
+resume: .venv/ready
+	@NETPRISM_RUN=$(RUN) $(PY) -m netprism fit --config $(RUN)/config.yaml --ckpt_path last $(ARGS)
+
+# The networks of the tests are small, and several processes share the cores.
+test check: export OMP_NUM_THREADS ?= 1
+
+test: .venv/ready
+	@$(PY) -m pytest $(ARGS)
+
+check: .venv/ready
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy netprism
+	@$(PY) -m pytest
+
+bench: .venv/ready
+	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+clean:
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	@find . -path ./.venv -prune -o -name __pycache__ -print0 | xargs -0 rm -rf

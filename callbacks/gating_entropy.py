@@ -134,7 +134,8 @@ class GatingEntropy(Probe):
         paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image(f"{self.name}/figures", [str(path) for path in paths])
+                for path in paths:
+                    logger.log_image(f"figures/{path.stem}", [str(path)])
 
     def state_dict(self) -> dict[str, Any]:
         """What the figures are drawn from."""

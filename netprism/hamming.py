@@ -50,14 +50,16 @@ def hamming_to_independent(gates: PackedGates, rates: Tensor, generator: torch.G
     """
     n = len(gates)
     common = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
-    ones, synthetic_ones = torch.zeros_like(common[0]), torch.zeros_like(common[0])
+    ones, synthetic_ones = torch.zeros_like(common[:, :1]), torch.zeros_like(common[:1])
     rates = pad(rates, (0, -len(rates) % 8))
     for place, run in gates.runs(_RUN):
         synthetic = _bernoulli(rates[place], n, generator)
         common += _product(run, synthetic)
-        ones += run.sum(1, dtype=torch.int32)
-        synthetic_ones += synthetic.sum(1, dtype=torch.int32)
-    return ones[:, None] + synthetic_ones - 2 * common
+        # Sums by products with ones: 50 times as fast as torch.sum from int8 to int32.
+        one = torch.ones_like(run[:1])
+        ones += _product(run, one)
+        synthetic_ones += _product(one, synthetic)
+    return ones + synthetic_ones - 2 * common
 
 
 def activation_rates(gates: PackedGates) -> Tensor:

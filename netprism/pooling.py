@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def max_pool_gates(x: Tensor, adaptive: bool, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 - a torch call's own
+def max_pool_gates(x: Tensor, adaptive: bool, *args: Any, **kwargs: Any) -> Tensor:
     """One-hot of the argmax in every window of a max-pool.
 
     Args:

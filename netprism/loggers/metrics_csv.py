@@ -1,0 +1,106 @@
+"""The curves of a run as a table that survives a crash and a resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from netprism.run import write_text
+
+
+class MetricsCsv(Logger):
+    """Writes `<save_dir>/metrics.csv`: columns `epoch`, `step`, then the keys in the order of their appearance.
+
+    Calls with the same epoch and step share a row. The file is rewritten whole and renamed into place, so that a reader
+    never sees half of it; Lightning's CSVLogger starts the file anew on resume. A resumed run reads the rows of the
+    epochs before the one it logs first, and replaces the others: they are run again.
+
+    Rewriting is O(rows), so it is given at most a 20th of the time; what is still in memory is written with every
+    checkpoint and at the end, so that a run that dies loses no row of an epoch it can go on from.
+
+    Args:
+        save_dir: The run folder. With this logger first, it is `trainer.log_dir` as well.
+    """
+
+    def __init__(self, save_dir: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.rows: dict[tuple[int | None, int | None], dict[str, Any]] = {}
+        self._columns = dict.fromkeys(("epoch", "step"))
+        self._resumed = False
+        self._write_from = 0.0
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @property
+    def name(self) -> str:
+        """Empty: the run folder has no folder of this logger."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty: the run folder has no folder of this logger."""
+        return ""
+
+    def log_hyperparams(self, *args: object, **kwargs: object) -> None:
+        """Do nothing: `config.yaml` has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add the numbers among `metrics` to the row of their `epoch` and `step`; NaN is kept."""
+        epoch = None if metrics.get("epoch") is None else int(metrics["epoch"])
+        if not self._resumed:
+            self._resume(epoch)
+        row = self.rows.setdefault((epoch, step), {"epoch": epoch, "step": step})
+        row |= {key: value for key, value in metrics.items() if isinstance(value, Real) and key != "epoch"}
+        self._columns |= dict.fromkeys(row)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file, unless the last time was less than 20 times ago as long as writing took."""
+        begin = time.monotonic()
+        if begin >= self._write_from:
+            self._write()
+            self._write_from = begin + 20 * (time.monotonic() - begin)
+
+    def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
+        """Write the rows that belong to the checkpoint."""
+        self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is not written yet."""
+        self._write()
+
+    def _resume(self, first_epoch: int | None) -> None:
+        self._resumed = True
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", newline="") as file:
+            for cells in csv.DictReader(file):
+                epoch, step = (int(cells[key]) if cells[key] else None for key in ("epoch", "step"))
+                if epoch is None or first_epoch is None or epoch < first_epoch:
+                    self.rows[epoch, step] = {key: cell for key, cell in cells.items() if cell}
+                    self._columns |= dict.fromkeys(self.rows[epoch, step])
+
+    def _write(self) -> None:
+        if not self.rows:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        write_text(self.path, text.getvalue())

@@ -1,0 +1,120 @@
+"""The folder of one run, `runs/<experiment>/<id>/`: which one it is, and files in it that are never half written.
+
+Only the standard library: `netprism --help` and unknown experiments answer before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+RUN = "NETPRISM_RUN"  # the folder of this run; the ranks that Lightning starts inherit it, the configs read it
+RUNS = "NETPRISM_RUNS"  # where the folders of all runs are; `runs` when unset
+CKPT_WORDS = ("last", "best")
+
+
+def runs_root() -> Path:
+    """Return the folder that holds all runs: `$NETPRISM_RUNS`, or `runs` in the current folder."""
+    return Path(os.environ.get(RUNS) or "runs")
+
+
+def scheduler_id() -> str | None:
+    """Return the id that a scheduler gave to all ranks of this job, or None when there is no scheduler.
+
+    An interactive Slurm allocation outlives a run, and torchrun's `none` is what every job without `--rdzv-id` gets:
+    neither names a run.
+    """
+    if os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive") and (job := os.environ.get("SLURM_JOB_ID")):
+        return job
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if job == "none" else job
+
+
+def new_id() -> str:
+    """Return local time and six random hex digits: sorts by age, and two runs of one second stay apart."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
+    """Choose the folder of a run and the checkpoint it starts from.
+
+    The folder is `$NETPRISM_RUN` if set, that of the scheduler's job if there is one, that of the checkpoint if it is
+    of the same experiment, else a new one. Nothing is created.
+
+    Args:
+        experiment: Name under the runs folder, such as `gates/digits_mlp`.
+        ckpt: None, a path, or `last` / `best`: of this run if its folder is given by the environment (a job that starts
+            for the first time has none, and starts afresh), else of the newest run of the experiment.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    home = runs_root() / experiment
+    job = scheduler_id()
+    given = Path(os.environ[RUN]) if os.environ.get(RUN) else home / job if job else None
+    if ckpt is None:
+        return given or home / new_id(), None
+    if ckpt in CKPT_WORDS:
+        found = [path for folder in ([given] if given else home.glob("*")) if (path := _ckpt(folder, ckpt)).is_file()]
+        if not found and given:
+            return given, None
+        if not found:
+            raise FileNotFoundError(f"no checkpoint {ckpt!r} of experiment {experiment!r} in {home}/*/checkpoints")
+        path = max(found, key=lambda file: file.stat().st_mtime)
+    elif not (path := Path(ckpt)).is_file():
+        raise FileNotFoundError(f"no checkpoint {ckpt!r}; give a file, or one of {', '.join(CKPT_WORDS)}")
+    own = path.resolve().parent.parent.parent == home.resolve()
+    return given or (path.parent.parent if own else home / new_id()), str(path)
+
+
+def _ckpt(folder: Path, word: str) -> Path:
+    return folder / "checkpoints" / f"{word}.ckpt"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return `path` as people would type it: relative if it is below the current folder."""
+    full = Path(path).absolute()
+    return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
+
+
+def open_folder(folder: Path) -> None:
+    """Make the run folder and see that files can be written there.
+
+    Raises:
+        OSError: If not, in one line.
+    """
+    try:
+        write_text(folder / ".written", "")
+        (folder / ".written").unlink()
+    except OSError as error:
+        raise OSError(f"run folder {shown(folder)}: {error.strerror}; ${RUNS} can name a place for all runs") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: under a temporary name first, then renamed, also over an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8", newline="")
+    part.replace(path)
+
+
+def provenance() -> str:
+    """Return versions, the commit of the current folder and the files that differ from it, or why there is none."""
+    packages = ("netprism", "torch", "pytorch-lightning")
+    versions = " ".join(f"{package} {metadata.version(package)}" for package in packages)
+    try:
+        commit = _git("log", "-1", "--format=commit %H%nsubject %s")
+        dirty = _git("status", "--porcelain")
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"{versions}\nno git commit: {said.strip().splitlines()[0]}\n"
+    return f"{versions}\n{commit}\n" + (f"dirty files:\n{dirty}\n" if dirty else "no dirty files\n")
+
+
+def _git(*args: str) -> str:
+    command = ["git", "--no-optional-locks", *args]
+    return subprocess.run(command, capture_output=True, check=True, text=True, timeout=20).stdout.rstrip()

@@ -1,0 +1,332 @@
+"""The curves of a run: `metrics.csv`, and W&B as it is met by a user without a key, a network or a terminal."""
+
+import csv
+import http.server
+import json
+import math
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb
+
+from netprism.loggers import MetricsCsv, Wandb
+
+KEY = "0123456789abcdef0123456789abcdef01234567"  # well formed, and nobody's
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
+NO_NETWORK = ["unshare", "--map-root-user", "--net"]
+
+
+# metrics.csv
+
+
+def read(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_row_an_epoch_end_in_the_order_of_appearance(tmp_path):
+    logger = MetricsCsv(tmp_path)
+    logger.log_metrics({"gates/H": 5.5, "epoch": -1}, step=0)
+    logger.log_metrics({"epoch": 0, "val/loss": 2.0}, step=9)
+    logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=9)
+    logger.log_metrics({"train/loss_step": 0.5, "epoch": 1}, step=12)
+    logger.finalize("success")
+    assert (tmp_path / "metrics.csv").read_text() == (
+        "epoch,step,gates/H,val/loss,train/loss,train/loss_step\n-1,0,5.5,,,\n0,9,,2.0,1.0,\n1,12,,,,0.5\n"
+    )
+
+
+def test_a_resumed_run_goes_on_and_replaces_the_epochs_it_runs_again(tmp_path):
+    first = MetricsCsv(tmp_path)
+    for epoch in range(4):
+        first.log_metrics({"epoch": epoch, "loss": 0.1 + epoch}, step=10 * epoch)
+    first.finalize("failed")
+    resumed = MetricsCsv(tmp_path)
+    resumed.log_metrics({"epoch": 2, "new": 1.0}, step=20)
+    resumed.finalize("success")
+    rows = [(row["epoch"], row["step"], row["loss"], row["new"]) for row in read(tmp_path)]
+    assert rows == [("0", "0", "0.1", ""), ("1", "10", "1.1", ""), ("2", "20", "", "1.0")]
+
+
+def test_opening_a_run_changes_nothing_until_something_is_logged(tmp_path):
+    first = MetricsCsv(tmp_path)
+    first.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+    first.finalize("success")
+    again = MetricsCsv(tmp_path)
+    again.save()
+    again.finalize("failed")
+    assert [row["loss"] for row in read(tmp_path)] == ["1.0"]
+
+
+def test_nan_is_kept_and_what_is_no_number_left_out(tmp_path):
+    logger = MetricsCsv(tmp_path)
+    values = {"nan": math.nan, "inf": -math.inf, "np": np.float32(0.5), "int": 3, "image": object(), "name": "a"}
+    logger.log_metrics({"epoch": 0, **values}, step=0)
+    logger.finalize("success")
+    assert read(tmp_path) == [{"epoch": "0", "step": "0", "nan": "nan", "inf": "-inf", "np": "0.5", "int": "3"}]
+
+
+def test_values_come_back_exactly(tmp_path):
+    value = 0.1 + 0.2
+    logger = MetricsCsv(tmp_path)
+    logger.log_metrics({"epoch": 0, "value": value}, step=0)
+    logger.finalize("success")
+    resumed = MetricsCsv(tmp_path)
+    resumed.log_metrics({"epoch": 1, "value": value}, step=1)
+    resumed.finalize("success")
+    assert [float(row["value"]) for row in read(tmp_path)] == [value, value]
+
+
+def test_a_checkpoint_is_never_newer_than_the_table(tmp_path):
+    logger = MetricsCsv(tmp_path)
+    for epoch in range(50):
+        logger.log_metrics({"epoch": epoch, "loss": 1.0}, step=epoch)
+        logger.save()
+        logger.after_save_checkpoint(None)
+        assert len(read(tmp_path)) == epoch + 1
+
+
+def test_writing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
+    """A clock on which each write takes 1 s and each epoch 2 s: 40 writes of 40 without a limit, 1 in 20 s with it."""
+    now, writes = [0.0], []
+
+    def write(self):
+        now[0] += 1
+        writes.append(now[0])
+
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(MetricsCsv, "_write", write)
+    logger = MetricsCsv(tmp_path)
+    for epoch in range(40):
+        logger.log_metrics({"epoch": epoch, "loss": 1.0}, step=epoch)
+        logger.save()
+        now[0] += 2
+    assert 4 <= len(writes) <= 5
+
+
+def test_the_run_folder_is_the_log_dir(tmp_path):
+    assert MetricsCsv(tmp_path / "a").save_dir == str(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+# W&B, in this process
+
+
+@pytest.fixture(autouse=True)
+def no_wandb(monkeypatch, tmp_path):
+    """Nothing of the user's: neither variables nor a key in the home folder; no service left running."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    yield
+    if wandb.run:
+        wandb.run.finish()
+    wandb.teardown()
+
+
+def records(folder):
+    """{kind: records} of all offline runs of a run folder, oldest first."""
+    found = defaultdict(list)
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", file]
+        for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+            record = json.loads(line)
+            found[record["type"]].append(record[record["type"]])
+    return found
+
+
+def axes(found):
+    """{key: key on the x axis}."""
+    return {metric["name"]: metric.get("step_metric") for metric in found["metric"]}
+
+
+def test_a_resumed_run_joins_its_curve(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for epoch in range(2):
+        logger = Wandb(tmp_path / "quickstart" / "20260101-000000-abcdef")
+        logger.log_metrics({"epoch": epoch, "gates/H": 1.0 + epoch, "train/loss_step": 3.0}, step=epoch)
+        logger.finalize("success")
+    found = records(tmp_path / "quickstart" / "20260101-000000-abcdef")
+    assert {run["run_id"] for run in found["run"]} == {"quickstart-20260101-000000-abcdef"}
+    assert [row["item"]["gates/H"] for row in found["history"]] == [1.0, 2.0]
+    assert axes(found) == {"gates/H": "epoch", "train/loss_step": "trainer/global_step"}
+
+
+def test_a_logger_that_breaks_is_given_up_in_one_line(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = Wandb(tmp_path / "run")
+    logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+
+    def reset(*args, **kwargs):
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(logger.experiment, "log", reset)
+    with caplog.at_level("INFO"):
+        for epoch in range(1, 4):
+            logger.log_metrics({"epoch": epoch, "loss": 1.0}, step=epoch)
+        logger.log_image("figure", [np.zeros((2, 2))])
+        logger.log_hyperparams({"lr": 1})
+        logger.finalize("success")
+    stopped = [record.getMessage() for record in caplog.records if "W&B: stopped" in record.getMessage()]
+    assert stopped == ["W&B: stopped, metrics.csv goes on (Connection reset by peer)"]
+
+
+def test_even_a_mode_that_does_not_exist_stops_no_training(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    logger = Wandb(tmp_path / "run")
+    with caplog.at_level("INFO"):
+        logger.experiment  # noqa: B018  as Lightning does
+        logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+        logger.finalize("success")
+    assert len([record for record in caplog.records if "W&B: off" in record.getMessage()]) == 1
+
+
+def test_disabled_is_obeyed(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = Wandb(tmp_path / "run")
+    logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+    logger.finalize("success")
+    assert logger.where == ""
+    assert not (tmp_path / "run").exists()
+
+
+class Refusal(http.server.BaseHTTPRequestHandler):
+    """A server that knows no key."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"errors": [{"message": "user is not logged in"}]}'
+        self.send_response(401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def refusing_server():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_refused_key_means_offline(tmp_path, monkeypatch, caplog, refusing_server):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
+    logger = Wandb(tmp_path / "run")
+    with caplog.at_level("INFO"):
+        logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+        logger.finalize("success")
+    (told,) = (record.getMessage() for record in caplog.records if "W&B: " in record.getMessage())
+    assert told.startswith(f"W&B: offline, {logger.where} (")
+    assert "user is not logged in" in told
+    assert [row["item"]["loss"] for row in records(tmp_path / "run")["history"]] == [1.0]
+    assert not list(tmp_path.glob("run/wandb/run-*")), "what the try to go online left"
+
+
+# W&B, as a user meets it: the whole command, in a process of its own, without a network
+
+
+def in_a_terminal(command, **options):
+    """Runs a command whose input and output are a terminal, where a prompt would wait; (status, what it said)."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, **options)
+    os.close(theirs)
+    watch = threading.Timer(150, process.kill)
+    watch.start()
+    said = b""
+    try:
+        while part := os.read(ours, 4096):
+            said += part
+    except OSError:  # Linux: the other end of the terminal is closed
+        pass
+    os.close(ours)
+    status = process.wait()
+    watch.cancel()
+    return status, said.decode()
+
+
+def can_isolate():
+    return shutil.which("unshare") is not None and subprocess.run([*NO_NETWORK, "true"], check=False).returncode == 0
+
+
+def train(home, variables):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETPRISM"))}
+    settings = {"HOME": str(home), "OMP_NUM_THREADS": "1", "WANDB_BASE_URL": NOWHERE, **variables}
+    small = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.callbacks.samples=20"]
+    quick = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.logger.init_timeout=2"]
+    command = [sys.executable, "-m", "netprism", "fit", "--config=gates/digits_mlp", *small, *quick]
+    isolation = NO_NETWORK if can_isolate() else []
+    return in_a_terminal([*isolation, *command], cwd=home, env={**clean, **settings})
+
+
+CASES = {
+    "no key": ({}, "No API key configured"),
+    "no server": ({"WANDB_API_KEY": KEY}, "deadline exceeded|Timed out"),
+    "malformed key": ({"WANDB_API_KEY": KEY[:5]}, "WANDB_API_KEY invalid"),
+}
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """{case: (folder it ran in, status, what it said)}; at the same time, for each has seconds of imports."""
+    homes = {case: tmp_path_factory.mktemp("home") for case in CASES}
+    with ThreadPoolExecutor() as pool:
+        futures = {case: pool.submit(train, homes[case], variables) for case, (variables, _) in CASES.items()}
+    return {case: (homes[case], *future.result()) for case, future in futures.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_without_wandb_a_training_is_whole_offline_and_says_so_once(case, trainings):
+    home, status, said = trainings[case]
+    assert status == 0, said
+    told = [line for line in said.splitlines() if line.startswith("W&B: ")]
+    (folder,) = (home / "runs" / "gates" / "digits_mlp").iterdir()
+    (run,) = folder.glob("wandb/offline-run-*")
+    assert len(told) == 1, said
+    assert told[0].startswith(f"W&B: offline, {run.relative_to(home)} (")
+    assert re.search(CASES[case][1], told[0])
+    assert "wandb: " not in said, "its own chatter"
+    assert not list(folder.glob("wandb/run-*")), "what the try to go online left"
+    assert f"wandb leet {run.parent.relative_to(home)}" in said
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_offline_run_has_the_curves_of_the_table(case, trainings):
+    (folder,) = (trainings[case][0] / "runs" / "gates" / "digits_mlp").iterdir()
+    logged, found = {}, records(folder)
+    for row in found["history"]:
+        values = {key: value for key, value in row["item"].items() if not key.startswith(("_", "trainer/"))}
+        logged.setdefault(values.pop("epoch", None), {}).update(values)  # a figure has no epoch
+    table = {int(row.pop("epoch")): row for row in read(folder)}
+    for row in table.values():
+        del row["step"]
+    assert list(table) == [-1, 0, 1]
+    wanted = {epoch: {key: float(cell) for key, cell in row.items() if cell} for epoch, row in table.items()}
+    assert {
+        epoch: {key: row[key] for key in wanted[epoch]} for epoch, row in logged.items() if epoch in wanted
+    } == wanted
+    assert {axes(found).get(key) for row in wanted.values() for key in row} == {"epoch"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_key_is_written_nowhere(case, trainings):
+    home, _, said = trainings[case]
+    key = CASES[case][0].get("WANDB_API_KEY", KEY)
+    if case != "malformed key":  # its five characters may stand anywhere
+        assert key not in said
+        assert not [path for path in Path(home).rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
