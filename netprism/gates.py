@@ -171,8 +171,8 @@ def record_gates(
     The model's outputs, gradients and random numbers stay the same to the bit; compiled parts run eagerly inside the
     block.
 
-    Cost: 2 % to 20 % of the forward pass on CPU (see `benchmarks/gates.py`); memory one bit a gate and sample, plus one
-        batch.
+    Cost: 3 % of the forward pass (ViT-B/16) to 31 % (MobileNet-V2) on CPU, see `benchmarks/gates.py`; memory one bit a
+    gate and sample, plus one batch.
 
     Args:
         model: any module; its own `forward` has to be called, in any mode, as often as there are batches.

@@ -231,21 +231,19 @@ def test_classes_have_short_names():
     assert run("fit", [*names, "--trainer.fast_dev_run=1"]).trainer.global_step == 1
 
 
-def test_two_processes_write_one_run(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "netprism",
-        "fit",
-        "--config=gates/digits_mlp",
-        "--trainer.max_epochs=1",
-        *SMALL,
-        UNPROBED,
-    ]
+def test_two_processes_write_one_run_with_the_numbers_of_one_process(tmp_path):
+    options = ["--config=quickstart", "--trainer.max_epochs=1", *SMALL, "--trainer.callbacks.samples=101"]
     ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "netprism", "fit", *options, *ddp]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, *ddp], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-    (folder,) = (tmp_path / "runs" / "gates" / "digits_mlp").iterdir()
-    assert list(rows(folder)) == [0]
+    (folder,) = (tmp_path / "runs" / "quickstart").iterdir()
     assert result.stdout.count("best.ckpt, last.ckpt") == 1, "one summary"
+    together = rows(folder)
+    assert list(together) == [-1, 0]
+    alone = rows(Path(run("fit", options).trainer.log_dir))
+    probed = [key for key in alone[-1] if key.startswith("gates/") and alone[-1][key]]
+    assert len(probed) > 70
+    for key in probed:
+        assert float(together[-1][key]) == pytest.approx(float(alone[-1][key]), abs=1e-6), key
