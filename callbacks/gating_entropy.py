@@ -175,14 +175,14 @@ class GatingEntropy(Probe):
         """Gates, their alphas and labels of this rank's batches."""
         own = data.shard(trainer.global_rank, trainer.world_size)
         model, network = callable_and_network(pl_module)
-        bar = tqdm(
+        numbers = tqdm(
             own or [0],  # a rank without a batch learns the layers from one sample, and drops it
             desc=f"{self.name} {split}",
             leave=False,
             disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
         )
-        with record_gates(model, self.kinds, self.layers, relative_to=network) as record:
-            batches = [self._run(trainer, pl_module, data.load(number, None if own else 1)) for number in bar]
+        with numbers, record_gates(model, self.kinds, self.layers, relative_to=network) as record:
+            batches = [self._run(trainer, pl_module, data.load(number, None if own else 1)) for number in numbers]
         labels = [batch for batch in batches if batch is not None]
         rows = sum(len(data.batches[number]) for number in own)
         gates = {name: PackedGates(layer.bits[:rows], layer.shape) for name, layer in record.packed.items()}
