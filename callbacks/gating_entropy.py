@@ -10,13 +10,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import move_data_to_device, rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from netprism import figures
-from netprism.callbacks.probe import Probe, callable_and_network, draws_random_numbers, switched_to_train
+from netprism.callbacks.probe import (
+    Probe,
+    callable_and_network,
+    draws_random_numbers,
+    forward,
+    switched_to_train,
+    together,
+)
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels, probe_data
 from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
 from netprism.gates import GateRecord, check_kinds, record_gates
@@ -61,7 +68,7 @@ class GatingEntropy(Probe):
         alpha: factor of the bandwidth, one or one for each layer; None: .04 behind a convolution, .01 behind a linear
             layer.
         total_correlation: whether to estimate TC, two thirds of the arithmetic.
-        batch_size: images in a forward pass.
+        batch_size: images in a forward pass; they are loaded in the training process.
         seed: of the choice of images, of dropout masks in the probe, and of the TC estimate.
         name: prefix of the keys; give each of several instances its own.
         train_data: a map-style data set to use in place of the trainer's training data.
@@ -115,9 +122,9 @@ class GatingEntropy(Probe):
                 continue
             complexity = self._complexity(trainer, pl_module, data, split)
             information = complexity.joint_entropy
-            sample = data.load(0, 1)  # the same on every rank, and so is what it shows
+            sample, _ = self.unpack(data.load(0, 1))  # the same on every rank, and so is what it shows
             with switched_to_train(self.sampling_modules):
-                if draws_random_numbers(partial(self._run, trainer, pl_module, sample), pl_module.device):
+                if draws_random_numbers(partial(forward, trainer, pl_module, sample), pl_module.device):
                     complexity = self._complexity(trainer, pl_module, data, split)
             values |= {prefix + key: value for key, value in _values(complexity, information).items()}
             if split == "train":
@@ -158,13 +165,7 @@ class GatingEntropy(Probe):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, split: Split
     ) -> Complexity:
         """Every rank records its own batches, and computes on those of all."""
-        error: Exception | None = None
-        try:
-            gates, alphas, labels = self._record(trainer, pl_module, data, split)
-        except Exception as caught:  # raised below: leaving now, this rank would keep the others waiting for its gates
-            error = caught
-        if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
-            raise error or RuntimeError(f"{self.name}: the probe failed on another rank; its log says why")
+        gates, alphas, labels = together(trainer, partial(self._record, trainer, pl_module, data, split))
         metric = TransformationComplexity(self.bandwidth, alphas, self.total_correlation, self.seed)
         metric.to(pl_module.device).update(gates, labels)
         return metric.compute()
@@ -175,6 +176,7 @@ class GatingEntropy(Probe):
         """Gates, their alphas and labels of this rank's batches."""
         own = data.shard(trainer.global_rank, trainer.world_size)
         model, network = callable_and_network(pl_module)
+        labels: list[Tensor] = []
         numbers = tqdm(
             own or [0],  # a rank without a batch learns the layers from one sample, and drops it
             desc=f"{self.name} {split}",
@@ -182,20 +184,13 @@ class GatingEntropy(Probe):
             disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
         )
         with numbers, record_gates(model, self.kinds, self.layers, relative_to=network) as record:
-            batches = [self._run(trainer, pl_module, data.load(number, None if own else 1)) for number in numbers]
-        labels = [batch for batch in batches if batch is not None]
+            for number in numbers:
+                inputs, batch_labels = self.unpack(data.load(number, None if own else 1))
+                forward(trainer, pl_module, inputs)
+                labels += [] if batch_labels is None else [batch_labels]
         rows = sum(len(data.batches[number]) for number in own)
         gates = {name: PackedGates(layer.bits[:rows], layer.shape) for name, layer in record.packed.items()}
         return gates, self._alphas(record), torch.cat(labels)[:rows] if labels else None
-
-    def _run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Tensor | None:  # noqa: ANN401
-        """One forward pass, in the trainer's precision; returns the labels."""
-        inputs, labels = self.unpack(batch)
-        inputs = trainer.precision_plugin.convert_input(move_data_to_device(inputs, pl_module.device))
-        model, _ = callable_and_network(pl_module)
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            model(inputs)
-        return labels
 
     def _alphas(self, record: GateRecord) -> float | dict[str, float]:
         """By what feeds the gates; by their shape where nothing weighted does."""

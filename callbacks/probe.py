@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import move_data_to_device
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+
+T = TypeVar("T")
 
 
 class Probe(pl.Callback):
@@ -97,6 +101,29 @@ def _take_buffers_of_rank_0(module: nn.Module) -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+
+def together(trainer: pl.Trainer, run: Callable[[], T]) -> T:
+    """What `run` returns on this rank; where it raises on one rank, all of them raise.
+
+    A rank that left alone would keep the others waiting for it in their next gather.
+    """
+    error: Exception | None = None
+    try:
+        result = run()
+    except Exception as caught:
+        error = caught
+    if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        raise error or RuntimeError("a probe failed on another rank; its log says why")
+    return result
+
+
+def forward(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Any) -> None:  # noqa: ANN401 - a model's own
+    """Runs the network once without gradients, on its device and in the trainer's precision."""
+    model, _ = callable_and_network(pl_module)
+    inputs = trainer.precision_plugin.convert_input(move_data_to_device(inputs, pl_module.device))
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        model(inputs)
 
 
 @contextmanager

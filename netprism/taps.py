@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from netprism.modules import module_names, run_eagerly
 
 _NAMES_IN_ERROR = 20
 
@@ -57,6 +57,7 @@ def tap(
         RuntimeError: a layer did not run in the last pass; raised at the end of the block.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
         >>> with tap(model, ["0"]) as features:
         ...     out = model(torch.ones(2, 4))
@@ -67,8 +68,7 @@ def tap(
     recorder = _Recorder(wanted, detach=detach, inputs=inputs)
     modules = {name: _find(model, name) for name in map(_without_call, wanted)}
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and set_stance would import it: 1.8 s
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(run_eagerly())
         stack.callback(model.register_forward_pre_hook(recorder.start_pass).remove)
         stack.callback(model.register_forward_hook(recorder.end_pass, always_call=True).remove)
         for name, module in modules.items():
@@ -124,9 +124,7 @@ class _Recorder:
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    named = {".".join(part for part in path.split(".") if part != "_orig_mod"): m for path, m in inner.named_modules()}
-    return {name: module for name, module in named.items() if name}
+    return {name: module for module, name in module_names(model).items() if name}
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
