@@ -57,7 +57,7 @@ def entropy_curves(history: History) -> Figure:
         for column, split, style in ((key, "training images", "o-"), (f"test_{key}", "test images", "s--")):
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
-                axes.plot(*zip(*points, strict=True), style, markersize=3, label=split)
+                axes.plot(*zip(*points, strict=True), style, markersize=3 if len(points) < 40 else 1, label=split)
         axes.set_title(label, fontsize="medium")
         _epoch_axis(axes)
     figure.axes[0].legend(frameon=False)
@@ -92,7 +92,7 @@ def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure
         layers = [layers[i] for i in np.linspace(0, len(layers) - 1, _MOST_HISTOGRAMS).round().astype(int)]
     rows = -(-len(layers) // 6)
     columns = -(-len(layers) // rows)
-    figure = Figure(figsize=(2.4 * columns, 0.8 + 1.7 * rows), layout="constrained")
+    figure = Figure(figsize=(max(9.0, 2.4 * columns), 0.8 + 1.7 * rows), layout="constrained")
     lines = _distinct(rates)
     colors = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
     for axes, layer in zip(_panels(figure, rows, columns, len(layers)), layers, strict=True):
