@@ -6,7 +6,7 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume experiments test check bench clean experiment
+.PHONY: help setup train resume experiments test check bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -40,8 +40,12 @@ experiment:
 	@test -f configs/experiment/$(EXP).yaml || test -f $(EXP) || \
 	  { echo "no experiment $(EXP); there are"; $(LIST); exit 2; } >&2
 
-resume: .venv/ready
+resume: run .venv/ready
 	@NETPRISM_RUN=$(RUN) $(PY) -m netprism fit --config $(RUN)/config.yaml --ckpt_path last $(ARGS)
+
+run:
+	@test -f $(RUN)/config.yaml || \
+	  { echo "no run '$(RUN)'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
 test check: export OMP_NUM_THREADS ?= 1

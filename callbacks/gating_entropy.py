@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -59,7 +59,7 @@ class GatingEntropy(Probe):
     multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
 
     Args:
-        samples: images of each split, as many of each class; all if there are fewer.
+        samples: images of each split, equally many of each class as far as there are; all if there are fewer.
         every_n_epochs: measure after every n-th epoch, and after the last one.
         at_start: also measure before the first step, logged as epoch -1.
         kinds: which gates, out of relu, max_pool, dropout.
@@ -68,12 +68,14 @@ class GatingEntropy(Probe):
         alpha: factor of the bandwidth, one or one for each layer; None: .04 behind a convolution, .01 behind a linear
             layer.
         total_correlation: whether to estimate TC, two thirds of the arithmetic.
+        sampling: measure H with dropout and the like switched on, where the network has them; costs a second pass.
         batch_size: images in a forward pass; they are loaded in the training process.
         seed: of the choice of images, of dropout masks in the probe, and of the TC estimate.
         name: prefix of the keys; give each of several instances its own.
         train_data: a map-style data set to use in place of the trainer's training data.
         test_data: likewise; by default the data module's test set, or the first validation loader's.
         unpack: batch -> (inputs, integer labels or None); by default the first two items, or the usual keys of a dict.
+            Lightning's batch transfer hooks are not called, since they may augment: normalise here what they would.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class GatingEntropy(Probe):
         bandwidth: Bandwidth = "dim",
         alpha: float | dict[str, float] | None = None,
         total_correlation: bool = True,
+        sampling: bool = True,
         batch_size: int = 128,
         seed: int = 0,
         name: str = "gates",
@@ -102,6 +105,7 @@ class GatingEntropy(Probe):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.kinds, self.layers, self.unpack = kinds, layers, unpack
         self.bandwidth, self.alpha, self.total_correlation = bandwidth, alpha, total_correlation
+        self.sampling = sampling
         self._given: dict[Split, Dataset[Any] | None] = {"train": train_data, "test": test_data}
         self._data: dict[Split, ProbeData | None] = {}
         self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
@@ -110,7 +114,7 @@ class GatingEntropy(Probe):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of another trainer and, in a training from the start, the measurements."""
         self._data = {}
-        if trainer.global_step == 0:
+        if stage == "fit" and trainer.global_step == 0:
             self.history, self.rates = [], {}
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
@@ -122,10 +126,10 @@ class GatingEntropy(Probe):
                 continue
             complexity = self._complexity(trainer, pl_module, data, split)
             information = complexity.joint_entropy
-            sample, _ = self.unpack(data.load(0, 1))  # the same on every rank, and so is what it shows
-            with switched_to_train(self.sampling_modules):
-                if draws_random_numbers(partial(forward, trainer, pl_module, sample), pl_module.device):
-                    complexity = self._complexity(trainer, pl_module, data, split)
+            if self._samples_at_random(trainer, pl_module, data):
+                with switched_to_train(self.sampling_modules):
+                    # The same layers: train mode may have more, such as an auxiliary head.
+                    complexity = self._complexity(trainer, pl_module, data, split, only=list(complexity.entropy))
             values |= {prefix + key: value for key, value in _values(complexity, information).items()}
             if split == "train":
                 self._keep_rates(epoch, complexity)
@@ -138,11 +142,20 @@ class GatingEntropy(Probe):
         log_dir = trainer.log_dir  # a broadcast: on all ranks
         if not trainer.is_global_zero or _is_dry_run(trainer) or log_dir is None:
             return
-        paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
+        try:
+            paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
+        except OSError as error:  # a full disk is no reason to lose a training that is done
+            rank_zero_warn(f"{self.name}: no figures ({error})")
+            return
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for path in paths:
                     logger.log_image(f"figures/{path.stem}", [str(path)])
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Draws the figures of a training that was stopped by hand, too."""
+        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
+            self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the figures are drawn from."""
@@ -153,21 +166,40 @@ class GatingEntropy(Probe):
         self.history, self.rates = state_dict["history"], state_dict["rates"]
 
     def _probe_data(self, trainer: pl.Trainer, split: Split) -> ProbeData | None:
-        if split not in self._data:
+        data = self._data.get(split)
+        if data is None:
             samples = min(self.samples, 32) if _is_dry_run(trainer) else self.samples
             data = probe_data(trainer, split, samples, self.batch_size, self.seed, self._given[split])
             if data is not None and len(data) < samples:
-                rank_zero_info(f"{self.name}: {samples} {split} samples were asked for, there are {len(data)}")
+                rank_zero_info(f"{self.name}: {len(data)} {split} samples: {samples} were asked for, there are no more")
             self._data[split] = data
-        return self._data[split]
+        return data
+
+    def _samples_at_random(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> bool:
+        """Whether the network draws random numbers in train mode, tried on one sample: the same on every rank."""
+        if not self.sampling:
+            return False
+        inputs, _ = self.unpack(data.load(0, 1))
+        try:
+            with switched_to_train(self.sampling_modules):
+                return draws_random_numbers(partial(forward, trainer, pl_module, inputs), pl_module.device)
+        except Exception as error:  # say, a detector that asks for its targets
+            rank_zero_warn(f"{self.name}: H without sampling, since the network does not run in train mode ({error})")
+            self.sampling = False
+            return False
 
     def _complexity(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, split: Split
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        data: ProbeData,
+        split: Split,
+        only: Sequence[str] | None = None,
     ) -> Complexity:
         """Every rank records its own batches, and computes on those of all."""
         gates, alphas, labels = together(trainer, partial(self._record, trainer, pl_module, data, split))
         metric = TransformationComplexity(self.bandwidth, alphas, self.total_correlation, self.seed)
-        metric.to(pl_module.device).update(gates, labels)
+        metric.to(pl_module.device).update({name: gates[name] for name in only or gates}, labels)
         return metric.compute()
 
     def _record(

@@ -27,7 +27,7 @@ class Probe(pl.Callback):
 
     Args:
         name: prefix of the logged keys; two probes of a kind need two names.
-        every_n_epochs: measure after every n-th epoch, and after the last one.
+        every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
         at_start: also measure before the first step, logged as epoch -1.
     """
 
@@ -56,7 +56,8 @@ class Probe(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures and logs."""
         finished = trainer.current_epoch + 1
-        if finished % self.every_n_epochs == 0 or finished == trainer.max_epochs:
+        is_last = trainer.should_stop or finished == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if finished % self.every_n_epochs == 0 or is_last:
             values = self._measure(trainer, pl_module, trainer.current_epoch)
             # The ranks agree already: a maximum keeps the value to the bit, where a mean over three ranks may round.
             pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
@@ -72,28 +73,42 @@ class Probe(pl.Callback):
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts flags, buffers, `requires_grad` and all random state back as they were, also after an exception."""
+    """Puts flags, buffers, `requires_grad` and all global random state back as they were, also after an exception.
+
+    What draws from a generator of its own (a data set's `np.random.default_rng`) goes on drawing: give a probe its own.
+    """
     flags = [(m, m.training) for m in module.modules()]
     gradients = [(p, p.requires_grad) for p in module.parameters()]
-    buffers = [
-        (owner, name, buffer, buffer.detach().clone())
-        for owner in module.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
     random_state = isolate_rng()
     random_state.__enter__()
     try:
-        yield
+        with buffers_kept(module):
+            yield
     finally:
         random_state.__exit__(None, None, None)  # as a `with` it would not restore after an exception
-        with torch.no_grad():
-            for owner, name, buffer, value in buffers:
-                owner._buffers[name] = buffer
-                buffer.copy_(value)
         for parameter, flag in gradients:
             parameter.requires_grad_(flag)
         for m, training in flags:
             m.training = training
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Puts buffers back as they were: their values, the tensors themselves, and which of them there are."""
+    kept = [
+        (m, dict(m._buffers), [(b, b.detach().clone()) for b in m._buffers.values() if b is not None])
+        for m in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for m, buffers, values in kept:
+                m._buffers.clear()
+                m._buffers.update(buffers)
+                for buffer, value in values:
+                    if not torch.equal(buffer, value):  # an expanded one cannot be written to
+                        buffer.copy_(value)
 
 
 def _take_buffers_of_rank_0(module: nn.Module) -> None:
@@ -122,7 +137,8 @@ def forward(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Any) -> 
     """Runs the network once without gradients, on its device and in the trainer's precision."""
     model, _ = callable_and_network(pl_module)
     inputs = trainer.precision_plugin.convert_input(move_data_to_device(inputs, pl_module.device))
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
+    # In train mode some buffers move (an exponential mean): each batch has to meet the network as it was.
+    with torch.no_grad(), buffers_kept(pl_module), trainer.precision_plugin.forward_context():
         model(inputs)
 
 

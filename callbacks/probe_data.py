@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset, default_collate
 
 Split = Literal["train", "test"]
 
@@ -36,7 +36,7 @@ class ProbeData:
     samples for any W, and so are its floating-point sums and its random numbers: the gates come out equal to the bit.
     """
 
-    dataset: Dataset[Any]
+    dataset: Dataset[Any]  # with length and random access
     batches: list[list[int]]
     collate: Callable[[list[Any]], Any]
     seed: int
@@ -83,40 +83,42 @@ def probe_data(
         loader = next((loader for loader in _flatten(loaders) if isinstance(loader, DataLoader)), None)
         if loader is None and split == "test":
             return None
-        dataset, collate = (loader.dataset, loader.collate_fn) if loader is not None else (None, collate)
+        dataset, collate = _behind(loader, split) if loader is not None else (None, collate)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         found = "no DataLoader" if dataset is None else type(dataset).__name__
         raise ValueError(f"a probe needs a data set with length and random access, found {found}; give {split}_data=")
-    _warn_if_random(dataset, split)
     chosen = balanced_indices(targets_of(dataset), len(dataset), samples, seed)
-    return ProbeData(dataset, [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)], collate, seed)
+    batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    data = ProbeData(dataset, batches, collate, seed)
+    _warn_if_random(data, split)
+    return data
 
 
 def balanced_indices(targets: Tensor | None, size: int, samples: int, seed: int) -> list[int]:
-    """A random choice with as many samples of each class as there are classes to share `samples`.
+    """A random choice of samples, equally many of each class; where one has too few, the others share the rest.
 
-    A class that has fewer gives all of them; without targets the choice is uniform. The order is random, too.
+    Without targets the choice is uniform. The order is random in both cases.
 
     Args:
         targets: integer classes `(size,)`, or None.
         size: samples in the data set.
-        samples: how many to choose.
+        samples: how many to choose; all if there are fewer.
         seed: of the choice.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(size, generator=generator)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     if targets is None:
         return order[:samples].tolist()
-    classes = targets.unique()
-    share, extra = divmod(samples, len(classes))
+    members = [order[targets[order] == label] for label in targets.unique()]
     chosen = torch.zeros(size, dtype=torch.bool)
-    for i, label in enumerate(classes):
-        members = order[targets[order] == label]
-        chosen[members[: share + (i < extra)]] = True
+    left = samples
+    for done, of_class in enumerate(sorted(members, key=len)):
+        share = left // (len(members) - done)
+        chosen[of_class[:share]] = True
+        left -= min(share, len(of_class))
     return order[chosen[order]].tolist()
 
 
-def targets_of(dataset: object) -> Tensor | None:
+def targets_of(dataset: Dataset[Any]) -> Tensor | None:
     """The integer classes `(n,)` of a data set without loading its samples, or None if it does not tell them."""
     if isinstance(dataset, Subset):
         targets = targets_of(dataset.dataset)
@@ -125,7 +127,9 @@ def targets_of(dataset: object) -> Tensor | None:
         targets = dataset.tensors[1] if len(dataset.tensors) > 1 else None
     else:  # `targets` in most of torchvision's data sets, `labels` in the others
         targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
-    return as_classes(targets)
+    classes = as_classes(targets)
+    matching = classes is not None and isinstance(dataset, Sized) and len(classes) == len(dataset)
+    return classes if matching else None
 
 
 def as_classes(labels: object) -> Tensor | None:
@@ -171,15 +175,22 @@ def _flatten(loaders: object) -> Iterator[object]:
         yield loaders
 
 
-def _warn_if_random(dataset: Any, split: Split) -> None:  # noqa: ANN401 - any map-style data set
-    """Says that augmented samples are measured, where loading one twice gives two values."""
-    first, second = (_first_tensor(dataset, seed) for seed in (0, 1))
+def _behind(loader: DataLoader[Any], split: Split) -> tuple[Dataset[Any], Callable[[list[Any]], Any]]:
+    """The samples that a loader draws from, and how it makes a batch of them."""
+    if loader.batch_sampler is None:
+        raise ValueError(f"the {split} loader has batch_size=None, so its items are no samples; give {split}_data=")
+    if isinstance(loader.sampler, SubsetRandomSampler):
+        return Subset(loader.dataset, list(loader.sampler.indices)), loader.collate_fn
+    return loader.dataset, loader.collate_fn
+
+
+def _warn_if_random(data: ProbeData, split: Split) -> None:
+    """Says that augmented (or mixed) samples are measured, where loading a batch twice gives two values."""
+    first, second = (_first_tensor(replace(data, seed=data.seed + shift).load(0, 4)) for shift in (0, 1))
     if first is not None and second is not None and not torch.equal(first, second):
         rank_zero_warn(f"the {split} data are augmented at random: give the probe {split}_data= without augmentation")
 
 
-def _first_tensor(dataset: Any, seed: int) -> Tensor | None:  # noqa: ANN401 - any map-style data set
-    _seed_everything(seed)
-    item = dataset[0]
-    values = item.values() if isinstance(item, dict) else item if isinstance(item, tuple | list) else [item]
+def _first_tensor(batch: object) -> Tensor | None:
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple | list) else [batch]
     return next((value for value in values if isinstance(value, Tensor)), None)

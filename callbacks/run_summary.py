@@ -19,6 +19,13 @@ class RunSummary(Callback):
     The values are those of the trainer's `MetricsCsv`; without one (a dry run, a trainer of one's own) nothing is said.
     """
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say where a training that was stopped by hand can go on."""
+        curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        if isinstance(exception, KeyboardInterrupt) and curves is not None and trainer.is_global_zero:
+            curves.save()
+            print("", *places(trainer, curves), f"go on with   make resume RUN={shown(curves.path.parent)}", sep="\n")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, on rank 0."""
         curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)

@@ -25,7 +25,7 @@ HELP = """\
 netprism: shows what a network has learned while it learns it.
 
   netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
-  netprism validate|test|predict --config EXPERIMENT --ckpt_path best
+  netprism validate|test --config EXPERIMENT --ckpt_path best
   netprism experiments                                            the list below
   netprism fit --help                                             every option
   netprism fit --config EXPERIMENT --print_config                 every value
@@ -45,7 +45,7 @@ error came from), WANDB_API_KEY and WANDB_MODE (curves in the browser; offline w
 
 
 class UsageError(Exception):
-    """What was typed cannot be meant: one line, exit code 2."""
+    """The command line is wrong: one line, exit code 2."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -117,7 +117,8 @@ def run(command: str, args: list[str]) -> NetprismCLI:
         from netprism.lightning_cli import NetprismCLI
 
         return NetprismCLI(
-            [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])]
+            [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])],
+            goes_on=known.ckpt_path is not None,  # a run that was stopped before its first checkpoint starts afresh
         )
 
 

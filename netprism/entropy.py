@@ -198,13 +198,14 @@ def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | Non
     """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over the k of j's class (else empty): float64 `(n,)` each."""
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
+    scale = 0.5 / bandwidth if bandwidth > 1e-300 else math.inf
     over_all, over_class = [], []
     for start in range(0, len(distances), _KERNEL_ROWS):
         rows = distances[start : start + _KERNEL_ROWS]
         nearest = rows.amin(1, keepdim=True)  # 0 but for TC, where all of a row's kernels may underflow
         excess = (rows - nearest).double()
-        kernel = excess.mul_(-0.5 / bandwidth).exp_() if bandwidth else (excess == 0).double()
-        shift = nearest[:, 0].double() * (0.5 / bandwidth / math.log(2)) if bandwidth else 0.0
+        kernel = excess.mul_(-scale).exp_() if scale < math.inf else (excess == 0).double()
+        shift = torch.where(nearest[:, 0] == 0, 0.0, nearest[:, 0].double() * (scale / math.log(2)))
         over_all.append(kernel.sum(1).log2() - shift)
         if classes is not None:
             over_class.append(kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes).sum(1).log2() - shift)

@@ -49,7 +49,7 @@ def gating_entropy(history: History, rates: Mapping[str, Mapping[str, Any]], fol
 
 def entropy_curves(history: History) -> Figure:
     """Entropy, class information, total correlation and saturation over epochs, of training and test images."""
-    shown = [(key, label) for key, label in _CURVES if key in history[0]]
+    shown = [(key, label) for key, label in _CURVES if any(key in row for row in history)]
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
@@ -67,11 +67,14 @@ def entropy_curves(history: History) -> Figure:
 def layers_by_epochs(history: History) -> Figure:
     """H(Sigma_l) as a heat map: a row a layer, the input's first, a column an epoch; training beside test images."""
     splits = [(f"{p}H/", title) for p, title in (("", "training images"), ("test_", "test images"))]
-    splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in history[0])]
-    layers = [key.removeprefix("H/") for key in history[0] if key.startswith("H/")]
-    values = [np.array([[row[prefix + layer] for row in history] for layer in layers]) for prefix, _ in splits]
+    keys = dict.fromkeys(key for row in history for key in row)  # a resumed run may have others
+    splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in keys)]
+    layers = [key.removeprefix("H/") for key in keys if key.startswith("H/")]
+    values = [
+        np.array([[row.get(prefix + layer, np.nan) for row in history] for layer in layers]) for prefix, _ in splits
+    ]
     figure = Figure(figsize=(1.5 + 4.5 * len(splits), 1.2 + 0.22 * len(layers)), layout="constrained")
-    top = max(float(block.max()) for block in values)
+    top = max(float(np.nanmax(block)) for block in values)
     panels = figure.subplots(1, len(splits), squeeze=False, sharey=True)[0]
     for axes, block, (_, title) in zip(panels, values, splits, strict=True):
         picture = axes.imshow(block, aspect="auto", interpolation="nearest", vmin=0, vmax=top)
@@ -87,7 +90,7 @@ def layers_by_epochs(history: History) -> Figure:
 
 def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
     """How often the gates of each layer are open, at the first, the lowest-entropy and the last measurement."""
-    layers = list(rates["first"]["layers"])
+    layers = [layer for layer in rates["first"]["layers"] if all(layer in r["layers"] for r in rates.values())]
     if len(layers) > _MOST_HISTOGRAMS:  # evenly spaced ones, the first and the last among them
         layers = [layers[i] for i in np.linspace(0, len(layers) - 1, _MOST_HISTOGRAMS).round().astype(int)]
     rows = -(-len(layers) // 6)

@@ -5,8 +5,8 @@ from a method of a tensor, in place or not; forward hooks say in which module it
 functional calls (all 57 ReLUs of torchvision's GoogLeNet), fx stops at control flow, and the autograd graph has no
 names.
 
-Not seen: calls inside torchscript and the dropout inside fused attention (a warning says so), and calls inside a custom
-`autograd.Function`.
+Not seen: calls inside torchscript and the dropout inside fused attention (a warning says so); calls inside a custom
+`autograd.Function`, nn.LSTM and nn.RNN; `torch.maximum(x, 0)` and clamps whose bound is a tensor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ KINDS = ("relu", "max_pool", "dropout")
 Feeder = Literal["conv", "linear"]
 
 # By name and not by function: F.relu, torch.relu, torch.relu_ and Tensor.relu_ are four functions and one operation.
-_CLAMPS = {"hardtanh", "clamp", "clamp_min"}  # a ReLU where the lower bound is 0; nn.ReLU6 calls F.hardtanh
+_CLAMPS = {
+    "hardtanh",
+    "clamp",
+    "clip",
+    "clamp_min",
+    "threshold",
+}  # a ReLU where the lower bound is 0; nn.ReLU6 calls F.hardtanh
 _RELUS = {
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
     *_CLAMPS,
@@ -43,6 +49,7 @@ _KIND_OF = {
     **dict.fromkeys(_MAX_POOLS, "max_pool"),
     **dict.fromkeys(_DROPOUTS, "dropout"),
 }
+_ATTENTION = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}  # where dropout_p is
 _FEEDER_OF: dict[str, Feeder] = {
     **dict.fromkeys((f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3)), "conv"),
     **dict.fromkeys(("linear", "matmul", "addmm", "mm"), "linear"),
@@ -50,7 +57,7 @@ _FEEDER_OF: dict[str, Feeder] = {
 # Modules whose forward pass is one gating call: their gates carry the module's name alone.
 _GATING_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardtanh, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d,
+    nn.Hardswish, nn.Hardtanh, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d,
     nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
     nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
@@ -86,7 +93,7 @@ class GateCall:
         if self.kind == "relu":
             return x > 0
         if self.kind == "max_pool":
-            return max_pool_gates(x, self.operation.startswith("adaptive"), *self.arguments, **self.options)
+            return max_pool_gates(x, self.operation, *self.arguments, **self.options)
         # The random numbers are drawn ahead and put back, so that the call itself draws the same ones. On ones, since a
         # zero of the output may be one of the input; alpha dropout sends what it drops below zero.
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
@@ -131,6 +138,8 @@ def watch_gates(
 
 def check_kinds(kinds: Sequence[str]) -> None:
     """Raises a ValueError unless there are kinds, all of them in `KINDS`."""
+    if isinstance(kinds, str):
+        raise ValueError(f"kinds is the text {kinds!r}; give a list, such as [{kinds!r}]")
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or not kinds:
         raise ValueError(f"unknown kind of gate {unknown[0] if unknown else None!r}; allowed: {', '.join(KINDS)}")
@@ -175,9 +184,10 @@ class _GateWatcher(TorchFunctionMode):
             operation = getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")
             self._fed_by = _FEEDER_OF.get(operation, self._fed_by)
             if _KIND_OF.get(operation) in self._kinds and _is_gating(operation, args, kwargs):
-                self._visit(self._gate_call(func, operation, args, kwargs))
-            elif operation == "scaled_dot_product_attention" and "dropout" in self._kinds:
-                self._warn_of_fused_dropout(args, kwargs)
+                with torch._C.DisableTorchFunction():  # a recorder around this one must not see what is tried here
+                    self._visit(self._gate_call(func, operation, args, kwargs))
+            elif operation in _ATTENTION and "dropout" in self._kinds:
+                self._warn_of_fused_dropout(operation, args, kwargs)
         return func(*args, **kwargs)
 
     def _gate_call(self, func: Any, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GateCall:  # noqa: ANN401
@@ -206,15 +216,19 @@ class _GateWatcher(TorchFunctionMode):
         self._calls[path] += 1
         return path if self._calls[path] == 1 else f"{path}#{self._calls[path] - 1}"
 
-    def _warn_of_fused_dropout(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)) > 0:
+    def _warn_of_fused_dropout(self, operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        place = _ATTENTION[operation]
+        probability = args[place] if len(args) > place else kwargs.get("dropout_p", 0.0)
+        if probability > 0 and kwargs.get("training", True):
             path = self._names[self._modules[-1]]
             warnings.warn(f"the dropout inside fused attention is not recorded: {path}", stacklevel=3)
 
 
 def _is_gating(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the call gates at zero: every one does but a clamp with another lower bound."""
+    """Whether the call gates at zero: every one does but a clamp of numbers, or one with another lower bound."""
     if operation not in _CLAMPS:
         return True
-    lower = args[1] if len(args) > 1 else kwargs.get("min_val", kwargs.get("min"))
-    return isinstance(lower, int | float) and lower == 0
+    x = args[0] if args else kwargs["input"]
+    names = ("min_val", "min", "threshold")
+    lower = args[1] if len(args) > 1 else next((kwargs[name] for name in names if name in kwargs), None)
+    return x.is_floating_point() and x.dim() > 1 and isinstance(lower, int | float) and lower == 0

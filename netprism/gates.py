@@ -66,7 +66,8 @@ class GateRecord:
         gates = PackedGates.pack(call.gates())
         layer = GatingLayer(call.kind, call.fed_by, gates.shape)
         # amin passes NaN on, and takes a 20th of the time of isnan().any()
-        self._pass[call.layer] = (layer, gates, call.input.detach().amin().isnan())
+        x = call.input.detach()
+        self._pass[call.layer] = (layer, gates, (x.amin() if x.numel() else x.sum()).isnan())
 
     def _end_of_pass(self, completed: bool) -> None:
         seen, self._pass = self._pass, {}
@@ -98,8 +99,8 @@ def record_gates(
 
     The gate of an activation (ReLU, GELU, SiLU, LeakyReLU, ELU, PReLU, ReLU6, Hardswish and relatives) is `input > 0`,
     that of a max-pool the one-hot argmax of each window, that of dropout its mask (all true where it is switched off).
-    The model's outputs, gradients and random numbers stay the same to the bit; compiled parts run eagerly inside the
-    block.
+    The model's outputs, gradients and random numbers stay the same to the bit; only nn.TransformerEncoder leaves its
+    fused fast path, and rounds differently. Compiled parts run eagerly inside the block.
 
     Cost: 3 % of the forward pass (ViT-B/16) to 31 % (MobileNet-V2) on CPU, see `benchmarks/gates.py`; memory one bit a
     gate and sample, plus one batch.

@@ -58,8 +58,12 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Save `checkpoint` under `path`, whole or not at all."""
-        super().save_checkpoint(checkpoint, f"{path}.part", storage_options)
-        Path(f"{path}.part").replace(path)
+        part = Path(f"{path}.part")
+        try:
+            super().save_checkpoint(checkpoint, part, storage_options)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class SaveRun(SaveConfigCallback):
@@ -81,8 +85,8 @@ class SaveRun(SaveConfigCallback):
 class NetprismCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict`, configured by YAML and checked against the signatures of the classes."""
 
-    def __init__(self, args: list[str]) -> None:
-        self.args = args
+    def __init__(self, args: list[str], goes_on: bool = False) -> None:
+        self.args, self.goes_on = args, goes_on
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)  # Lightning 2.6, torch 2.15
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(is_no_advert)
         options = {"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False}
@@ -142,6 +146,6 @@ class NetprismCLI(LightningCLI):
         config, folder = self.config["fit"], Path(os.environ[RUN])
         if config["trainer"]["fast_dev_run"]:
             return
-        if (folder / "metrics.csv").exists() and not config["ckpt_path"]:
+        if (folder / "metrics.csv").exists() and not self.goes_on:
             raise FileExistsError(f"{shown(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}")
         open_folder(folder)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -34,10 +35,12 @@ class PackedGates:
             raise TypeError(f"gates are {gates.dtype}; expected torch.bool (for pre-activations: x > 0)")
         if gates.dim() == 0:
             raise ValueError("gates have no sample dimension; expected shape (n, ...)")
+        if gates.shape[1:].numel() == 0:
+            raise ValueError(f"gates of shape {tuple(gates.shape)} are none; expected (n, ...)")
         flat = gates.flatten(1) if gates.dim() > 1 else gates.unsqueeze(1)
-        n, d = flat.shape
-        width = math.ceil(d / 8)
-        planes = torch.nn.functional.pad(flat, (0, 8 * width - d)).view(n, 8, width).view(torch.uint8)
+        width = math.ceil(flat.shape[1] / 8)
+        padded = torch.nn.functional.pad(flat, (0, 8 * width - flat.shape[1])).view(torch.uint8)
+        planes = rearrange(padded, "n (planes width) -> n planes width", planes=8)
         bits = planes[:, 0].clone()
         for k in range(1, 8):
             bits |= planes[:, k] << k
@@ -68,8 +71,10 @@ class PackedGates:
         for k in range(0, 8, planes):
             for start in range(0, width, max_gates):
                 columns = self.bits[:, start : start + max_gates]
-                run = (columns[:, None] >> shifts[k : k + planes, None] & 1).view(torch.int8).flatten(1)
-                yield slice(k * width + start, k * width + start + run.shape[1]), run
+                run = rearrange(
+                    columns[:, None] >> shifts[k : k + planes, None] & 1, "n planes width -> n (planes width)"
+                )
+                yield slice(k * width + start, k * width + start + run.shape[1]), run.view(torch.int8)
 
     @property
     def size(self) -> int:

@@ -10,20 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def max_pool_gates(x: Tensor, adaptive: bool, *args: Any, **kwargs: Any) -> Tensor:
+def max_pool_gates(x: Tensor, operation: str, *args: Any, **kwargs: Any) -> Tensor:
     """One-hot of the argmax in every window of a max-pool.
 
     Args:
         x: input of the pooling, `(N, C, *spatial)` with one to three spatial dimensions.
-        adaptive: whether the call is `adaptive_max_pool` (its windows differ in size; the largest one counts).
+        operation: torch's name of the call, `max_pool2d`, `adaptive_max_pool1d`, ... Adaptive windows differ in size;
+            the largest one counts.
         *args: the other arguments of the call, as `torch.nn.functional.max_pool2d` takes them.
         **kwargs: likewise.
 
     Returns:
         Bool `(N, C, *output, k)`, `k` the elements of a window, exactly one of them true.
     """
-    dims = x.dim() - 2
-    if adaptive:
+    dims = int(operation[-2])
+    if x.dim() != dims + 2:
+        raise ValueError(f"{operation} of {tuple(x.shape)}: expected samples and channels before {dims} dimensions")
+    if operation.startswith("adaptive"):
         (output_size,) = _bind(("output_size",), args, kwargs)
         sizes = [out or size for out, size in zip(_per_dim(output_size, dims), x.shape[2:], strict=True)]
         _, indices = getattr(F, f"adaptive_max_pool{dims}d_with_indices")(x, sizes)

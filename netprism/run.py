@@ -98,8 +98,11 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: under a temporary name first, then renamed, also over an older one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def provenance() -> str:

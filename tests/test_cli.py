@@ -231,6 +231,24 @@ def test_classes_have_short_names():
     assert run("fit", [*names, "--trainer.fast_dev_run=1"]).trainer.global_step == 1
 
 
+def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_afresh(tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "gates" / "digits_mlp" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("epoch,step,gates/H\n-1,0,1.0\n")
+    monkeypatch.setenv(RUN, str(folder))
+    assert "--ckpt_path last" in said_in_run()
+    train("--ckpt_path=last", epochs=1, probe=PROBED)
+    assert list(rows(folder)) == [-1, 0]
+    assert float(rows(folder)[-1]["gates/H"]) != 1.0
+
+
+def said_in_run():
+    """The error of a training into a folder that has one, without `--ckpt_path`."""
+    with pytest.raises(FileExistsError) as caught:
+        train(epochs=1)
+    return str(caught.value)
+
+
 def test_two_processes_write_one_run_with_the_numbers_of_one_process(tmp_path):
     options = ["--config=quickstart", "--trainer.max_epochs=1", *SMALL, "--trainer.callbacks.samples=101"]
     ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]

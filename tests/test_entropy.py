@@ -179,6 +179,11 @@ def test_zero_bandwidth_counts_equal_samples():
     assert float(kde_entropy(distances, 0.0)) == 1.0
 
 
+def test_a_bandwidth_too_small_for_a_number_is_zero():
+    distances = torch.tensor([[0, 0, 5, 5], [0, 0, 5, 5], [5, 5, 0, 0], [5, 5, 0, 0]])
+    assert float(kde_entropy(distances, 1e-310)) == float(kde_entropy(distances, 1e-299)) == 1.0
+
+
 def test_pairwise_hamming_on_paper():
     gates = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
     assert pairwise_hamming(gates).tolist() == [[0, 1, 2], [1, 0, 3], [2, 3, 0]]
@@ -190,6 +195,7 @@ def test_pairwise_hamming_on_paper():
         ({"gates": {}}, "no layer of gates was given"),
         ({"gates": {"a": torch.zeros(2, 3)}}, r"layer 'a': gates are torch\.float32; expected torch\.bool"),
         ({"gates": {"a": torch.zeros(0, 3, dtype=torch.bool)}}, "layer 'a' has no samples"),
+        ({"gates": {"a": torch.zeros(3, 0, dtype=torch.bool)}}, r"layer 'a': gates of shape \(3, 0\) are none"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels have shape \(3,\); expected \(40,\)"),
         ({"labels": torch.zeros(40)}, r"labels are torch\.float32; expected integer classes"),
         ({"bandwidth": "silverman"}, "unknown bandwidth 'silverman'; allowed: dim, variance"),

@@ -91,6 +91,8 @@ def test_every_activation_module_gates_at_zero(activation):
         (lambda x: F.prelu(x, torch.ones(1)), "prelu"),
         (lambda x: x.clamp(min=0), "clamp"),
         (lambda x: x.clamp_min(0), "clamp_min"),
+        (lambda x: torch.clip(x, 0), "clip"),
+        (lambda x: F.threshold(x, 0, 0), "threshold"),
         (lambda x: F.hardtanh(x, 0.0, 6.0), "hardtanh"),
     ],
 )
@@ -107,7 +109,18 @@ def test_every_functional_form_is_seen(call, name):
     assert torch.equal(gates.states[f":{name}#0"], x > 0)
 
 
-@pytest.mark.parametrize("call", [lambda x: x.clamp(-1, 1), lambda x: x.clamp(max=0), F.hardtanh, torch.tanh])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x.clamp(-1, 1),
+        lambda x: x.clamp(max=0),
+        F.hardtanh,
+        torch.tanh,
+        lambda x: x * torch.tensor(1.5).clamp(min=0),
+        lambda x: x[torch.arange(-1, 1).clamp(0, 1)],
+        lambda x: F.threshold(x, 0.5, 0),
+    ],
+)
 def test_what_does_not_gate_at_zero_is_no_gate(call):
     class Net(nn.Module):
         def forward(self, x):
@@ -334,6 +347,39 @@ def test_fused_attention_dropout_is_named():
             net(torch.randn(1, 2, 4, 8))
 
 
+def test_dropout_of_multi_head_attention_is_named():
+    net = nn.Sequential(nn.ReLU())
+    net.attention = nn.MultiheadAttention(8, 2, dropout=0.5)
+    net.forward = lambda x: net.attention(net[0](x), x, x)[0]
+    with pytest.warns(UserWarning, match="dropout inside fused attention is not recorded: attention"):
+        with record_gates(net, kinds=("relu", "dropout")):
+            net(torch.randn(3, 2, 8))
+
+
+def test_a_recorder_around_another_sees_each_call_once():
+    net = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5))
+    with record_gates(net, kinds=("relu", "max_pool", "dropout")) as outer:
+        with record_gates(net, kinds=("relu", "max_pool", "dropout")) as inner:
+            net(torch.randn(2, 1, 4, 4))
+    assert list(outer.states) == list(inner.states) == ["0", "1", "2"]
+    assert all(torch.equal(outer.states[name], inner.states[name]) for name in outer.states)
+
+
+def test_an_empty_batch_adds_nothing():
+    net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    with record_gates(net) as gates:
+        net(torch.randn(2, 2))
+        net(torch.randn(0, 2))
+    assert gates.states["1"].shape == (2, 3)
+
+
+def test_max_pool_without_a_batch_is_refused():
+    net = nn.Sequential(nn.MaxPool2d(2))
+    with pytest.raises(ValueError, match="max_pool2d of .*expected samples and channels before 2 dimensions"):
+        with record_gates(net, kinds=["max_pool"]):
+            net(torch.randn(3, 8, 8))
+
+
 def test_transformer_fast_path_is_seen():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu")
     net = nn.TransformerEncoder(layer, 2).eval()
@@ -380,6 +426,12 @@ def test_an_unknown_layer_lists_the_layers():
 def test_an_unknown_kind_lists_the_kinds(kinds):
     with pytest.raises(ValueError, match="unknown kind of gate .*; allowed: relu, max_pool, dropout"):
         with record_gates(nn.ReLU(), kinds=kinds):
+            pass
+
+
+def test_kinds_are_a_list():
+    with pytest.raises(ValueError, match=r"kinds is the text 'relu'; give a list, such as \['relu'\]"):
+        with record_gates(nn.ReLU(), kinds="relu"):
             pass
 
 

@@ -51,6 +51,11 @@ def test_gates_that_never_change_stay_so_when_drawn_independently():
     assert (drawn == 0).all()
 
 
+def test_a_dead_gate_is_never_drawn_open():
+    assert module._bernoulli(torch.zeros(200), 2000, torch.Generator().manual_seed(0)).sum() == 0
+    assert module._bernoulli(torch.ones(200), 2000, torch.Generator().manual_seed(0)).all()
+
+
 def test_drawn_rates_are_unbiased():
     rates = torch.tensor([0.001, 0.1, 0.5, 0.73, 0.999])
     n = 200_000

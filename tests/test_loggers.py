@@ -330,3 +330,16 @@ def test_a_key_is_written_nowhere(case, trainings):
     if case != "malformed key":  # its five characters may stand anywhere
         assert key not in said
         assert not [path for path in Path(home).rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+
+
+def test_the_waits_for_the_server_are_the_ones_asked_for(tmp_path, monkeypatch):
+    seen = {}
+
+    def init(**options):
+        seen.update(options["settings"])
+        raise RuntimeError("no server in this test")
+
+    monkeypatch.setattr("wandb.init", init)
+    logger = Wandb(tmp_path, init_timeout=3, finish_timeout=4)
+    logger.log_metrics({"a": 1.0}, step=0)
+    assert (seen["init_timeout"], seen["finish_timeout"]) == (3, 4)

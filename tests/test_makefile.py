@@ -21,7 +21,12 @@ def checkout(tmp_path):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "pyproject.toml").touch()
     recorder = tmp_path / "recorder"
-    recorder.write_text('#!/bin/sh\necho "$@" >> "$RECORD"\ncase "$*" in *"$FAIL"*) exit 3;; esac\n')
+    recorder.write_text(
+        "#!/bin/sh\n"
+        'echo "$@" >> "$RECORD"\n'
+        'echo "$NETPRISM_RUN $OMP_NUM_THREADS" > "$RECORD.environment"\n'
+        'case "$*" in *"$FAIL"*) exit 3;; esac\n'
+    )
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -36,7 +41,7 @@ def checkout(tmp_path):
 def make(checkout, *args, fail="nothing fails"):
     variables = {"RECORD": str(checkout / "record"), "FAIL": fail, "PYTHONPATH": ""}
     environment = {**os.environ, **variables}
-    for name in ("EXP", "ARGS", "RUN", "MAKEFLAGS", "MAKELEVEL"):
+    for name in ("EXP", "ARGS", "RUN", "MAKEFLAGS", "MAKELEVEL", "NETPRISM_RUN", "OMP_NUM_THREADS"):
         environment.pop(name, None)
     command = ["make", f"PYTHON={checkout}/python", *args]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=60)
@@ -100,9 +105,30 @@ def test_check_stops_at_the_first_complaint(checkout):
 
 
 def test_resume_names_the_run_and_its_last_checkpoint(checkout):
+    (checkout / "runs" / "quickstart" / "1").mkdir(parents=True)
+    (checkout / "runs" / "quickstart" / "1" / "config.yaml").touch()
     make(checkout, "resume", "RUN=runs/quickstart/1", "ARGS=--trainer.max_epochs 20")
     wanted = "-m netprism fit --config runs/quickstart/1/config.yaml --ckpt_path last --trainer.max_epochs 20"
     assert asked(checkout)[-1] == wanted
+    assert (checkout / "record.environment").read_text().split()[0] == "runs/quickstart/1"
+
+
+@pytest.mark.parametrize("args", [[], ["RUN=runs/nope"]])
+def test_resume_of_no_run_lists_the_runs(checkout, args):
+    (checkout / "runs" / "gates" / "digits_mlp" / "1").mkdir(parents=True)
+    (checkout / "runs" / "gates" / "digits_mlp" / "1" / "config.yaml").touch()
+    result = make(checkout, "resume", *args)
+    assert result.returncode == 2
+    assert (
+        f"no run '{args[0].removeprefix('RUN=') if args else ''}'; there are\n  runs/gates/digits_mlp/1\n"
+        in result.stderr
+    )
+    assert not asked(checkout)
+
+
+def test_tests_run_on_one_thread_each(checkout):
+    make(checkout, "test")
+    assert (checkout / "record.environment").read_text().split() == ["1"]
 
 
 def test_clean_keeps_what_cost_time(checkout):

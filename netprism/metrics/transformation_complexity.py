@@ -71,10 +71,16 @@ class TransformationComplexity(Metric):
         self.shapes = shapes
         bits = torch.cat([layer.bits for layer in packed.values()], dim=1)
         if labels is not None:
+            labels = torch.as_tensor(labels)
             if labels.shape != (len(bits),):
                 raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(bits)},), one a sample")
             self.labels.append(labels.to(bits.device, torch.int64))
         self.bits.append(bits)
+
+    def reset(self) -> None:
+        """Forgets the samples, and the layers that they had."""
+        super().reset()
+        self.shapes = {}
 
     def compute(self) -> Complexity:
         """The entropies over all samples, the same on every rank."""

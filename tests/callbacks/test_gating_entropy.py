@@ -83,6 +83,75 @@ def test_dropout_raises_the_entropy_and_not_the_information(tmp_path):
     assert deterministic["H"] == deterministic["I_xs"]
 
 
+class MovingMean(Net):
+    """Train mode moves a buffer that is no BatchNorm's."""
+
+    def __init__(self):
+        super().__init__(dropout=0.5)
+        self.register_buffer("mean", torch.zeros(1, 8, 8))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.5).add_(x.mean(0), alpha=0.5)
+        return super().forward(x - self.mean)
+
+
+def test_sampling_does_not_move_what_is_measured_next(tmp_path):
+    data = images()
+    probe = GatingEntropy(samples=45, batch_size=8, train_data=data, test_data=data)
+    values = gates_of(fit(Stranger(MovingMean()), probe, folder=tmp_path))
+    assert values["I_xs"] == values["test_I_xs"]  # the same images, before and after passes in train mode
+    assert values["H"] == values["test_H"]
+
+
+class Auxiliary(Net):
+    """Has one more gate in train mode, and random numbers."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        return out if not self.training else {**out, "auxiliary": torch.relu(out["logits"])}
+
+
+def test_entropy_and_information_are_of_the_same_layers(tmp_path):
+    trainer = fit(Stranger(Auxiliary(dropout=0.5)), GatingEntropy(samples=45), folder=tmp_path)
+    assert set(gates_of(trainer)) == keys(LAYERS)
+
+
+class NeedsTargets(Net):
+    """Train mode takes more than the images, as detectors do."""
+
+    def forward(self, x, targets=None):
+        if self.training and targets is None:
+            raise ValueError("targets should not be none when in training mode")
+        return super().forward(x)
+
+
+class Detecting(Stranger):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.cross_entropy(self.model(x, y)["logits"], y)
+
+
+def test_a_network_that_cannot_run_in_train_mode_is_measured_without_sampling(tmp_path):
+    with pytest.warns(UserWarning, match="gates: H without sampling.*targets should not be none"):
+        trainer = fit(Detecting(NeedsTargets(dropout=0.5)), GatingEntropy(samples=12), folder=tmp_path)
+    assert gates_of(trainer)["H"] == gates_of(trainer)["I_xs"]
+
+
+def test_sampling_can_be_switched_off(tmp_path):
+    probe = GatingEntropy(samples=45, kinds=("relu", "dropout"), sampling=False)
+    values = gates_of(fit(Stranger(Net(dropout=0.5)), probe, folder=tmp_path))
+    assert values["H"] == values["I_xs"]
+
+
+def test_validation_that_starts_late_is_measured_from_then_on(tmp_path):
+    probe = GatingEntropy(samples=12)
+    options = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2, "max_epochs": 4}
+    fit(Stranger(), probe, folder=tmp_path, **options)
+    assert [row["epoch"] for row in probe.history if "test_H" in row] == [1, 2, 3]
+    assert (tmp_path / "figures" / "gates_layers.png").exists()
+
+
 def test_without_labels_there_is_no_class_information(tmp_path):
     class Unlabelled(Stranger):
         def training_step(self, batch, batch_idx):
@@ -146,6 +215,33 @@ def test_a_second_training_starts_afresh(tmp_path):
     assert len(probe._data["train"]) == 9
 
 
+def test_validation_alone_keeps_the_measurements(tmp_path):
+    probe = GatingEntropy(samples=12)
+    trainer = fit(Stranger(), probe, folder=tmp_path)
+    loader = torch.utils.data.DataLoader(images(), 16)
+    trainer.validate(Stranger(), loader, verbose=False)
+    other = pl.Trainer(callbacks=[probe], accelerator="cpu", logger=False, enable_progress_bar=False)
+    other.validate(Stranger(), loader, verbose=False)
+    assert [row["epoch"] for row in probe.history] == [-1, 0, 1]
+
+
+def test_a_training_stopped_by_hand_has_its_figures(tmp_path):
+    class Stopping(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        fit(Stranger(), GatingEntropy(samples=12), Stopping(), folder=tmp_path)
+    assert (tmp_path / "figures" / "gates_curves.png").exists()
+
+
+def test_figures_that_cannot_be_written_do_not_stop_a_training(tmp_path):
+    (tmp_path / "figures").write_text("in the way")
+    with pytest.warns(UserWarning, match="gates: no figures .*File exists"):
+        fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, max_epochs=1)
+
+
 def test_figures_and_kept_rates(tmp_path):
     probe = GatingEntropy(samples=12)
     fit(Stranger(), probe, folder=tmp_path, max_epochs=3)
@@ -168,8 +264,8 @@ def test_a_dry_run_is_short_and_draws_nothing(tmp_path):
 def test_fewer_samples_than_asked_for_are_said(tmp_path, caplog):
     with caplog.at_level("INFO"):
         fit(Stranger(), GatingEntropy(samples=1000), folder=tmp_path, max_epochs=1)
-    assert "gates: 1000 train samples were asked for, there are 45" in caplog.text
-    assert "gates: 1000 test samples were asked for, there are 20" in caplog.text
+    assert "gates: 45 train samples: 1000 were asked for, there are no more" in caplog.text
+    assert "gates: 20 test samples: 1000 were asked for, there are no more" in caplog.text
 
 
 def test_half_precision_training(tmp_path):

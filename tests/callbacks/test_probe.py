@@ -96,6 +96,22 @@ def test_hooks_are_gone_after_a_probe_that_raised(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+def test_buffers_that_appear_or_cannot_be_written_are_put_back():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("first", None)
+            self.register_buffer("expanded", torch.zeros(1).expand(4))
+            self.register_buffer("nan", torch.tensor(float("nan")))
+
+    net = Net()
+    with undisturbed(net):
+        net.first = torch.ones(2)
+        net.register_buffer("new", torch.ones(1))
+    assert net.first is None
+    assert set(net._buffers) == {"first", "expanded", "nan"}
+
+
 class Counting(Probe):
     def __init__(self, **options):
         super().__init__("counting", **options)
@@ -120,6 +136,20 @@ def test_when_it_measures(tmp_path, options, epochs):
     trainer = fit(Stranger(), probe, folder=tmp_path, max_epochs=5)
     assert probe.epochs == epochs
     assert trainer.callback_metrics["counting/epochs"] == len(epochs)
+
+
+def test_the_last_epoch_is_measured_whatever_ends_the_training(tmp_path):
+    probe = Counting(every_n_epochs=9, at_start=False)
+    fit(Stranger(), probe, folder=tmp_path, max_epochs=-1, max_steps=7)
+    assert probe.epochs == [2]  # three steps an epoch
+
+    class Stopping(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = True
+
+    probe = Counting(every_n_epochs=9, at_start=False)
+    fit(Stranger(), Stopping(), probe, folder=tmp_path, max_epochs=8)
+    assert probe.epochs == [0]
 
 
 def test_every_n_epochs_must_be_positive():
@@ -252,9 +282,13 @@ def test_torchvision_model_in_a_stranger_s_module(tmp_path):
 
 
 def test_lightning_inference_mode_during_validation_does_not_matter(tmp_path):
-    probe = GatingEntropy(samples=12)
-    fit(Stranger(), probe, folder=tmp_path, inference_mode=True)
-    fit(Stranger(), probe, folder=tmp_path, inference_mode=False)
+    def history(inference_mode):
+        pl.seed_everything(2, verbose=False)
+        probe = GatingEntropy(samples=12)
+        fit(Stranger(), probe, folder=tmp_path, inference_mode=inference_mode)
+        return probe.history
+
+    assert history(True) == history(False)
 
 
 def test_nested_loaders_and_a_trainer_without_validation(tmp_path):

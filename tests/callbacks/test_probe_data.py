@@ -3,7 +3,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from netprism.callbacks.probe_data import ProbeData, balanced_indices, inputs_and_labels, probe_data, targets_of
 from netprism.datamodules import Digits
@@ -21,14 +29,14 @@ def test_every_class_has_its_share():
         0,
         0,
         0,
-        11,
+        14,
         0,
-        10,
+        13,
         0,
         0,
         0,
         4,
-    ]  # 31 = 11 + 10 + 10, of which 4 exist
+    ]  # 10 a class, but one of them has only 4
 
 
 def test_the_choice_depends_on_the_seed_alone():
@@ -42,6 +50,9 @@ def test_the_choice_depends_on_the_seed_alone():
 
 def test_more_samples_than_there_are_gives_all():
     assert sorted(balanced_indices(torch.arange(9) % 2, 9, 100, seed=0)) == list(range(9))
+    unbalanced = torch.cat([torch.zeros(1200), torch.ones(300)]).long()
+    assert len(balanced_indices(unbalanced, 1500, 2000, seed=0)) == 1500
+    assert unbalanced[balanced_indices(unbalanced, 1500, 1400, seed=0)].bincount().tolist() == [1100, 300]
     assert sorted(balanced_indices(None, 9, 100, seed=0)) == list(range(9))
 
 
@@ -52,8 +63,12 @@ def test_samples_come_in_random_order():
 
 
 class Labelled(Dataset):
-    def __init__(self, **attributes):
+    def __init__(self, length=3, **attributes):
+        self.length = length
         self.__dict__.update(attributes)
+
+    def __len__(self):
+        return self.length
 
     def __getitem__(self, index):
         raise AssertionError("labels are read without loading images")
@@ -67,7 +82,8 @@ class Labelled(Dataset):
         (Subset(Labelled(targets=torch.tensor([2, 0, 1])), [2, 0]), [1, 2]),
         (TensorDataset(torch.zeros(2, 5), torch.tensor([4, 3])), [4, 3]),
         (Labelled(targets=torch.zeros(3)), None),  # real numbers are no classes
-        (Labelled(targets=[[1, 0], [0, 1]]), None),
+        (Labelled(targets=[[1, 0], [0, 1], [1, 1]]), None),
+        (Labelled(targets=[0, 1], length=9), None),  # names of two classes, not labels of nine samples
         (Labelled(targets=["cat", "dog"]), None),
         (Labelled(), None),
         (TensorDataset(torch.zeros(2, 5)), None),
@@ -102,9 +118,8 @@ def test_batches_without_classes():
 
 
 def test_ranks_share_the_batches_of_one_process():
-    data = ProbeData(
-        list(range(23)), [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)], default_collate, seed=0
-    )
+    batches = [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]
+    data = ProbeData(list(range(23)), batches, default_collate, seed=0)
     assert len(data) == 23
     for world in (1, 2, 4, 9):
         shards = [data.shard(rank, world) for rank in range(world)]
@@ -158,3 +173,28 @@ def test_random_augmentation_is_said_and_held_fixed():
     with pytest.warns(UserWarning, match="the train data are augmented at random: give the probe train_data="):
         data = probe_data(trainer(DataLoader(Augmented())), "train", 6, 4, seed=0)
     assert torch.equal(data.load(1)[0], data.load(1)[0])
+
+
+def test_mixing_in_the_collate_function_is_said():
+    def mixed(items):
+        x = torch.stack([x for (x,) in items])
+        return x.lerp(x[torch.randperm(len(x))], torch.rand(()))
+
+    loader = DataLoader(TensorDataset(torch.rand(8, 2)), collate_fn=mixed)
+    with pytest.warns(UserWarning, match="augmented at random"):
+        probe_data(trainer(loader), "train", 8, 8, seed=0)
+
+
+def test_one_data_set_split_by_samplers_is_not_mixed():
+    data = TensorDataset(torch.arange(20.0), torch.arange(20) % 2)
+    train, held_out = (DataLoader(data, sampler=SubsetRandomSampler(part)) for part in (range(14), range(14, 20)))
+    found = trainer(train, held_out)
+    values = {split: probe_data(found, split, 99, 99, seed=0).load(0)[0] for split in ("train", "test")}
+    assert sorted(values["train"].tolist()) == list(range(14))
+    assert sorted(values["test"].tolist()) == list(range(14, 20))
+
+
+def test_a_loader_that_does_not_batch_is_refused():
+    loader = DataLoader(TensorDataset(torch.rand(4, 2)), batch_size=None)
+    with pytest.raises(ValueError, match="the train loader has batch_size=None, so its items are no samples"):
+        probe_data(trainer(loader), "train", 4, 4, seed=0)

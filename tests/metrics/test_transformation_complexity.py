@@ -62,6 +62,14 @@ def test_reset_forgets(samples):
     assert metric.compute().joint_entropy == transformation_complexity(rows(gates, slice(0, 10))).joint_entropy
 
 
+def test_after_a_reset_other_layers_may_come(samples):
+    metric = TransformationComplexity()
+    metric.update(samples[0])
+    metric.reset()
+    metric.update({"other": torch.eye(3, dtype=torch.bool)}, [0, 1, 1])
+    assert list(metric.compute().entropy) == ["other"]
+
+
 def test_state_is_one_bit_a_gate(samples):
     metric = TransformationComplexity()
     metric.update(samples[0])
