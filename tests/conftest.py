@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torchvision import datasets
+
+torch.set_num_threads(1)  # a process forked from one that has used OpenMP threads hangs in its first parallel loop
 
 MakeDataSet = Callable[..., Path]
 
