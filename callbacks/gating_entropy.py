@@ -60,7 +60,7 @@ class GatingEntropy(Probe):
 
     Args:
         samples: images of each split, equally many of each class as far as there are; all if there are fewer.
-        every_n_epochs: measure after every n-th epoch, and after the last one.
+        every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
         at_start: also measure before the first step, logged as epoch -1.
         kinds: which gates, out of relu, max_pool, dropout.
         layers: names of gating layers or of modules that hold them; -4 for the last four; None for all.

@@ -29,13 +29,7 @@ KINDS = ("relu", "max_pool", "dropout")
 Feeder = Literal["conv", "linear"]
 
 # By name and not by function: F.relu, torch.relu, torch.relu_ and Tensor.relu_ are four functions and one operation.
-_CLAMPS = {
-    "hardtanh",
-    "clamp",
-    "clip",
-    "clamp_min",
-    "threshold",
-}  # a ReLU where the lower bound is 0; nn.ReLU6 calls F.hardtanh
+_CLAMPS = {"hardtanh", "clamp", "clip", "clamp_min", "threshold"}  # a ReLU at lower bound 0; nn.ReLU6 is F.hardtanh
 _RELUS = {
     "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish",
     *_CLAMPS,
