@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from netprism import figures
 from netprism.callbacks.probe import (
     Probe,
     callable_and_network,
@@ -24,9 +20,11 @@ from netprism.callbacks.probe import (
     switched_to_train,
     together,
 )
-from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels, probe_data
+from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
 from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
+from netprism.figures import gating_entropy as figures
 from netprism.gates import GateRecord, check_kinds, record_gates
+from netprism.loggers import publish
 from netprism.metrics import TransformationComplexity
 from netprism.packing import PackedGates
 
@@ -107,21 +105,19 @@ class GatingEntropy(Probe):
         self.bandwidth, self.alpha, self.total_correlation = bandwidth, alpha, total_correlation
         self.sampling = sampling
         self._given: dict[Split, Dataset[Any] | None] = {"train": train_data, "test": test_data}
-        self._data: dict[Split, ProbeData | None] = {}
-        self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
         self.rates: dict[str, dict[str, Any]] = {}  # histograms of activation rates at the first, lowest-H and last row
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of another trainer and, in a training from the start, the measurements."""
-        self._data = {}
+        super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.global_step == 0:
-            self.history, self.rates = [], {}
+            self.rates = {}
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
         values: dict[str, float] = {}
         for split, prefix in _SPLITS.items():
-            data = self._probe_data(trainer, split)
+            data = self.choose_data(trainer, split, self.samples, self.batch_size, self.seed, self._given[split])
             if data is None:
                 continue
             complexity = self._complexity(trainer, pl_module, data, split)
@@ -133,24 +129,11 @@ class GatingEntropy(Probe):
             values |= {prefix + key: value for key, value in _values(complexity, information).items()}
             if split == "train":
                 self._keep_rates(epoch, complexity)
-        # A resumed run measures the epoch it was stopped in once more.
-        self.history = [row for row in self.history if row["epoch"] < epoch] + [{"epoch": epoch, **values}]
         return values
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the figures, into the run's folder and to W&B."""
-        log_dir = trainer.log_dir  # a broadcast: on all ranks
-        if not trainer.is_global_zero or _is_dry_run(trainer) or log_dir is None:
-            return
-        try:
-            paths = figures.gating_entropy(self.history, self.rates, Path(log_dir) / "figures", self.name)
-        except OSError as error:  # a full disk is no reason to lose a training that is done
-            rank_zero_warn(f"{self.name}: no figures ({error})")
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                for path in paths:
-                    logger.log_image(f"figures/{path.stem}", [str(path)])
+        publish(trainer, lambda folder: figures.draw(self.history, self.rates, folder, self.name))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Draws the figures of a training that was stopped by hand, too."""
@@ -159,21 +142,12 @@ class GatingEntropy(Probe):
 
     def state_dict(self) -> dict[str, Any]:
         """What the figures are drawn from."""
-        return {"history": self.history, "rates": self.rates}
+        return {**super().state_dict(), "rates": self.rates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run was stopped."""
-        self.history, self.rates = state_dict["history"], state_dict["rates"]
-
-    def _probe_data(self, trainer: pl.Trainer, split: Split) -> ProbeData | None:
-        data = self._data.get(split)
-        if data is None:
-            samples = min(self.samples, 32) if _is_dry_run(trainer) else self.samples
-            data = probe_data(trainer, split, samples, self.batch_size, self.seed, self._given[split])
-            if data is not None and len(data) < samples:
-                rank_zero_info(f"{self.name}: {len(data)} {split} samples: {samples} were asked for, there are no more")
-            self._data[split] = data
-        return data
+        super().load_state_dict(state_dict)
+        self.rates = state_dict["rates"]
 
     def _samples_at_random(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> bool:
         """Whether the network draws random numbers in train mode, tried on one sample: the same on every rank."""
@@ -209,12 +183,8 @@ class GatingEntropy(Probe):
         own = data.shard(trainer.global_rank, trainer.world_size)
         model, network = callable_and_network(pl_module)
         labels: list[Tensor] = []
-        numbers = tqdm(
-            own or [0],  # a rank without a batch learns the layers from one sample, and drops it
-            desc=f"{self.name} {split}",
-            leave=False,
-            disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
-        )
+        # A rank without a batch learns the layers from one sample, and drops it.
+        numbers = self.progress(trainer, own or [0], split)
         with numbers, record_gates(model, self.kinds, self.layers, relative_to=network) as record:
             for number in numbers:
                 inputs, batch_labels = self.unpack(data.load(number, None if own else 1))
@@ -249,10 +219,6 @@ class GatingEntropy(Probe):
         if entry["H"] <= self.rates.get("lowest", entry)["H"]:
             self.rates["lowest"] = entry
         self.rates["last"] = entry
-
-
-def _is_dry_run(trainer: pl.Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set in one of Lightning's connectors
 
 
 def _values(complexity: Complexity, information: float) -> dict[str, float]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from netprism.callbacks.probe_data import ProbeData, Split, probe_data
+from netprism.loggers import is_dry_run
 
 T = TypeVar("T")
+DRY_RUN_SAMPLES = 32
 
 
 class Probe(pl.Callback):
@@ -36,6 +42,8 @@ class Probe(pl.Callback):
             raise ValueError(f"every_n_epochs is {every_n_epochs}; expected a number >= 1")
         self.name, self.every_n_epochs, self.at_start = name, every_n_epochs, at_start
         self.sampling_modules: list[nn.Module] = []  # in train mode while training, but for normalisation
+        self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
+        self._data: dict[Split, ProbeData | None] = {}
 
     @property
     def state_key(self) -> str:
@@ -45,6 +53,20 @@ class Probe(pl.Callback):
     @abstractmethod
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """Returns what to log, without the prefix: the same keys and values on every rank."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets the data of another trainer and, in a training from the start, the measurements."""
+        self._data = {}
+        if stage == "fit" and trainer.global_step == 0:
+            self.history = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been measured so far."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on where a run was stopped."""
+        self.history = state_dict["history"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures the untrained network. `log` would merge it with the first epoch, so the loggers get it directly."""
@@ -68,7 +90,26 @@ class Probe(pl.Callback):
             self.sampling_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
             pl_module.eval()
             values = self.measure(trainer, pl_module, epoch)
+        # A resumed run measures the epoch it was stopped in once more.
+        self.history = [row for row in self.history if row["epoch"] < epoch] + [{"epoch": epoch, **values}]
         return {f"{self.name}/{key}": value for key, value in values.items()}
+
+    def choose_data(
+        self, trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None
+    ) -> ProbeData | None:
+        """The samples to look at, the same ones in every epoch; fewer in a dry run. See `probe_data`."""
+        if self._data.get(split) is None:  # validation may begin late
+            wanted = min(samples, DRY_RUN_SAMPLES) if is_dry_run(trainer) else samples
+            data = probe_data(trainer, split, wanted, batch_size, seed, given)
+            if data is not None and len(data) < wanted:
+                rank_zero_info(f"{self.name}: {len(data)} {split} samples: {wanted} were asked for, there are no more")
+            self._data[split] = data
+        return self._data[split]
+
+    def progress(self, trainer: pl.Trainer, work: Iterable[T], what: str) -> tqdm[T]:
+        """A bar over the steps of long work, on rank 0 and where the trainer has one."""
+        hidden = not trainer.is_global_zero or trainer.progress_bar_callback is None
+        return tqdm(work, desc=f"{self.name} {what}", leave=False, disable=hidden)
 
 
 @contextmanager
@@ -133,13 +174,13 @@ def together(trainer: pl.Trainer, run: Callable[[], T]) -> T:
     return result
 
 
-def forward(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Any) -> None:  # noqa: ANN401 - a model's own
-    """Runs the network once without gradients, on its device and in the trainer's precision."""
+def forward(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Any) -> Any:  # noqa: ANN401 - a model's own
+    """Runs the network once without gradients, on its device and in the trainer's precision; returns its output."""
     model, _ = callable_and_network(pl_module)
     inputs = trainer.precision_plugin.convert_input(move_data_to_device(inputs, pl_module.device))
     # In train mode some buffers move (an exponential mean): each batch has to meet the network as it was.
     with torch.no_grad(), buffers_kept(pl_module), trainer.precision_plugin.forward_context():
-        model(inputs)
+        return model(inputs)
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def test_a_training_stopped_by_hand_has_its_figures(tmp_path):
 
 def test_figures_that_cannot_be_written_do_not_stop_a_training(tmp_path):
     (tmp_path / "figures").write_text("in the way")
-    with pytest.warns(UserWarning, match="gates: no figures .*File exists"):
+    with pytest.warns(UserWarning, match="no figures .*File exists"):
         fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, max_epochs=1)
 
 

@@ -1,19 +1,16 @@
-"""Pictures of a run: numbers in, PNG out. Drawn without pyplot, so that no window and no global state is touched."""
+"""The figures of the gating entropy: curves, layers by epochs, activation rates."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-History = Sequence[Mapping[str, float]]
+from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
 
 _CURVES = (
     ("H", "entropy of all gates H(Σ), bits"),
@@ -24,7 +21,7 @@ _CURVES = (
 _MOST_HISTOGRAMS = 24
 
 
-def gating_entropy(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
+def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
     """Draws all figures of the gating entropy.
 
     Args:
@@ -53,13 +50,13 @@ def entropy_curves(history: History) -> Figure:
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
-    for axes, (key, label) in zip(_panels(figure, rows, columns, len(shown)), shown, strict=True):
+    for axes, (key, label) in zip(panels(figure, rows, columns, len(shown)), shown, strict=True):
         for column, split, style in ((key, "training images", "o-"), (f"test_{key}", "test images", "s--")):
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=3 if len(points) < 40 else 1, label=split)
         axes.set_title(label, fontsize="medium")
-        _epoch_axis(axes)
+        epoch_axis(axes)
     figure.axes[0].legend(frameon=False)
     return figure
 
@@ -80,7 +77,7 @@ def layers_by_epochs(history: History) -> Figure:
         picture = axes.imshow(block, aspect="auto", interpolation="nearest", vmin=0, vmax=top)
         epochs = [int(row["epoch"]) for row in history]
         shown = range(0, len(epochs), max(1, len(epochs) // 10))
-        axes.set_xticks(list(shown), [_epoch_name(epochs[i]) for i in shown])
+        axes.set_xticks(list(shown), [epoch_name(epochs[i]) for i in shown])
         axes.set_yticks(range(len(layers)), layers, fontsize="small")
         axes.set_xlabel("epoch")
         axes.set_title(title, fontsize="medium")
@@ -98,7 +95,7 @@ def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure
     figure = Figure(figsize=(max(9.0, 2.4 * columns), 0.8 + 1.7 * rows), layout="constrained")
     lines = _distinct(rates)
     colors = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
-    for axes, layer in zip(_panels(figure, rows, columns, len(layers)), layers, strict=True):
+    for axes, layer in zip(panels(figure, rows, columns, len(layers)), layers, strict=True):
         for (label, measured), color in zip(lines.items(), colors, strict=True):
             counts = np.asarray(measured["layers"][layer])
             axes.stairs(counts / counts.sum(), np.linspace(0, 1, len(counts) + 1), color=color, label=label)
@@ -109,23 +106,6 @@ def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG, whole or not at all; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
-    return path
-
-
-def _panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
-    """The first `count` panels of a grid; the others are taken away."""
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    return panels[:count]
 
 
 def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -139,13 +119,3 @@ def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, 
         when = f"epoch {epoch}" if epoch >= 0 else "start"
         labelled[f"{' and '.join(same)}: {when}, H = {measured['H']:.2f} bits"] = measured
     return labelled
-
-
-def _epoch_axis(axes: Axes) -> None:
-    axes.set_xlabel("epoch (-1: before training)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _epoch_name(epoch: int) -> str:
-    return "start" if epoch < 0 else str(epoch)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from netprism import figures
+from netprism.figures import gating_entropy as figures
+from netprism.figures._common import save
 
 HISTORY = [
     {"epoch": -1, "H": 3.0, "H_over_max": 0.3, "H/a": 1.0, "H/b": 2.0, "test_H": 4.0, "test_H/a": 1.5, "test_H/b": 2.5},
@@ -55,7 +56,7 @@ def test_of_many_layers_evenly_spaced_ones_are_shown():
 
 
 def test_files_are_whole_or_absent(tmp_path):
-    paths = figures.gating_entropy(HISTORY, rates(first=-1, lowest=0, last=0), tmp_path / "new", "gates")
+    paths = figures.draw(HISTORY, rates(first=-1, lowest=0, last=0), tmp_path / "new", "gates")
     assert [path.name for path in paths] == ["gates_curves.png", "gates_layers.png", "gates_activation_rates.png"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in paths)
     before = paths[0].read_bytes()
@@ -66,17 +67,17 @@ def test_files_are_whole_or_absent(tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        figures.save(Broken(), paths[0])
+        save(Broken(), paths[0])
     assert paths[0].read_bytes() == before
 
 
 def test_nothing_measured_draws_nothing(tmp_path):
-    assert figures.gating_entropy([], {}, tmp_path, "gates") == []
+    assert figures.draw([], {}, tmp_path, "gates") == []
     assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_are_not_empty(tmp_path):
     from matplotlib.image import imread
 
-    for path in figures.gating_entropy(HISTORY, rates(first=-1, lowest=0, last=0), tmp_path, "gates"):
+    for path in figures.draw(HISTORY, rates(first=-1, lowest=0, last=0), tmp_path, "gates"):
         assert np.std(imread(path)) > 0.02

@@ -1,0 +1,1 @@
+"""Pictures of a run: numbers in, PNG (or an interactive page) out; one file for each analysis."""
