@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
 from netprism.callbacks.run_summary import RunSummary
-from netprism.run import RUN, open_folder, provenance, shown, write_text
+from netprism.missing import name_teachers
+from netprism.run import FINISHED, RUN, open_folder, provenance, shown, write_text
 
 # What jsonargparse says about the inside of its types, before and after the line that names the mistake.
 NOISE = (
@@ -121,6 +123,7 @@ class NetprismCLI(LightningCLI):
             self.config = parser.parse_args(self.args)
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(None, self._explain(error.message)) from error
+        name_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
 
     def _explain(self, message: str) -> str:
         line = " ".join(part for part in map(str.strip, message.splitlines()) if part and not part.startswith(NOISE))
@@ -149,3 +152,10 @@ class NetprismCLI(LightningCLI):
         if (folder / "metrics.csv").exists() and not self.goes_on:
             raise FileExistsError(f"{shown(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}")
         open_folder(folder)
+        (folder / FINISHED).unlink(missing_ok=True)
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Mark the run as finished: its checkpoints may be looked into by other experiments."""
+        if not self.config["fit"]["trainer"]["fast_dev_run"] and not self.trainer.interrupted:
+            write_text(Path(os.environ[RUN], FINISHED), f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 RUN = "NETPRISM_RUN"  # the folder of this run; the ranks that Lightning starts inherit it, the configs read it
 RUNS = "NETPRISM_RUNS"  # where the folders of all runs are; `runs` when unset
 CKPT_WORDS = ("last", "best")
+FINISHED = "finished.txt"  # is there once a training has come to its end
 
 
 def runs_root() -> Path:
@@ -37,6 +38,12 @@ def scheduler_id() -> str | None:
 def new_id() -> str:
     """Return local time and six random hex digits: sorts by age, and two runs of one second stay apart."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def finished_runs(experiment: str) -> list[Path]:
+    """Return the folders of an experiment's finished runs, the newest first."""
+    done = (runs_root() / experiment).glob(f"*/{FINISHED}")
+    return [file.parent for file in sorted(done, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:

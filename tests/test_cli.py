@@ -82,7 +82,7 @@ def test_long_waits_are_announced_before_they_begin():
     [
         (["fitt"], ["'fitt'", "fit, validate, test, predict"]),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
-        (["fit", "--config", "resnet20"], ["close: gates/cifar10_resnet20;"]),
+        (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),
         (["fit", "--config", "quickstart", "--trainer.max_epoch=3"], ["--trainer.max_epoch=3", "--trainer.max_epochs"]),
         (["fit", "--config", "quickstart", "--trainer.max_epochs=abc"], ["trainer.max_epochs", "abc"]),
         (["fit", "--config", "quickstart", "--data.init_args.bach_size=3"], ["bach_size"]),
@@ -164,7 +164,8 @@ def test_a_run_leaves_what_it_takes_to_understand_and_repeat_it(tmp_path, capsys
     names = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"
     }
-    assert names == {"config.yaml", "git.txt", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+    assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", *checkpoints}
     assert "torch 2" in (folder / "git.txt").read_text()
     assert list(rows(folder)) == [-1, 0, 1]
     assert "gates/H" in capsys.readouterr().out
