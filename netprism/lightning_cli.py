@@ -90,6 +90,7 @@ class NetprismCLI(LightningCLI):
     def __init__(self, args: list[str], goes_on: bool = False) -> None:
         self.args, self.goes_on = args, goes_on
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)  # Lightning 2.6, torch 2.15
+        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")  # teachers are meant so
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(is_no_advert)
         options = {"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False}
         defaults = {command: {**options, "default_config_files": [str(DEFAULTS)]} for command in self.subcommands()}

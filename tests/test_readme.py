@@ -21,7 +21,9 @@ def test_there_are_snippets():
     assert len(SNIPPETS) >= 2
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
 def test_links_to_files_exist(page):
     links = re.findall(r"\]\(([^)#][^)]*)\)", (ROOT / page).read_text())
-    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+    assert [
+        link for link in links if not link.startswith("http") and not (ROOT / page).parent.joinpath(link).exists()
+    ] == []
