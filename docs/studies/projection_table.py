@@ -1,0 +1,99 @@
+"""How well does strength tell sureness? Our projection beside five others, on the same features of the same images.
+
+    python docs/studies/projection_table.py [--checkpoint PATH]
+
+Prints a table and draws `docs/figures/projection_methods.png`. The strength of a method that has no origin of its own
+is the distance from the mean of its points. DRPR (Law et al., "Dimensionality Reduction for Representing the Knowledge
+of Probabilistic Models", ICLR 2019) is here in its Gaussian form with a linear map: Q(y | x) ~ pi_y exp(-||g-m_y||^2),
+m_y the mean of g weighted with P(y | x), and the KL(P || Q) of our own method.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE, Isomap, LocallyLinearEmbedding
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netprism.datamodules import Digits
+from netprism.figures._common import save
+from netprism.projection import divergence, fit_projection, lbfgs, output_entropy, soft_targets, strength_correlation
+from netprism.taps import tap
+from netprism.teachers import trained
+
+DIMENSIONS = 3
+NEIGHBOURS = 100  # fewer leave the graph of the digits in pieces
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ours": lambda f, z: fit_projection(f, z)(f).detach(),
+    "DRPR": lambda f, z: gaussian_projection(f, soft_targets(z)),
+    "PCA": lambda f, z: centred(PCA(DIMENSIONS), f),
+    "t-SNE": lambda f, z: centred(TSNE(DIMENSIONS, random_state=0), f),
+    "LLE": lambda f, z: centred(
+        LocallyLinearEmbedding(n_neighbors=NEIGHBOURS, n_components=DIMENSIONS, random_state=0), f
+    ),
+    "Isomap": lambda f, z: centred(Isomap(n_neighbors=NEIGHBOURS, n_components=DIMENSIONS), f),
+}
+
+
+def centred(method: PCA | TSNE | LocallyLinearEmbedding | Isomap, features: Tensor) -> Tensor:
+    """The points of a method of scikit-learn, around their mean."""
+    points = torch.as_tensor(method.fit_transform(features.double().numpy()))
+    return points - points.mean(0)
+
+
+def gaussian_projection(features: Tensor, targets: Tensor, steps: int = 200) -> Tensor:
+    """DRPR: where the categories are points instead of directions."""
+    x = features.double() - features.double().mean(0)
+    x = x / x.norm(dim=1).mean()
+    _, _, axes = torch.linalg.svd((targets - targets.mean(0)).T @ x, full_matrices=False)
+    matrix = nn.Parameter(axes[:DIMENSIONS].contiguous())
+    optimizer = lbfgs([matrix], steps)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        g = x @ matrix.T
+        means = (targets.T @ g) / targets.sum(0).unsqueeze(1)
+        log_q = F.log_softmax(-(g.unsqueeze(1) - means).square().sum(2) + targets.mean(0).log(), dim=1)
+        loss = divergence(targets, log_q).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return (x @ matrix.T).detach()
+
+
+def features_and_logits(net: nn.Module) -> tuple[Tensor, Tensor]:
+    """What enters the last layer, and the outputs, of all training images."""
+    images = torch.stack([image for image, _ in Digits().probe_dataset("train")])
+    with torch.no_grad(), tap(net, "fc", detach=True, inputs=True) as features:
+        logits = net(images)
+    return features["fc"], logits
+
+
+def main() -> None:
+    """Prints the table and draws the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", help="of classify/digits_resnet8; by default that of its newest run")
+    features, logits = features_and_logits(trained("classify/digits_resnet8", parser.parse_args().checkpoint))
+    soft, sharp = output_entropy(soft_targets(logits)), output_entropy(soft_targets(logits, 1.0))
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    print("| method | correlation, outputs at T = 4 | at T = 1 |\n| --- | --- | --- |")
+    for axes, (name, method) in zip(figure.subplots(2, 3).flat, METHODS.items(), strict=True):
+        strengths = method(features, logits).norm(dim=1)
+        correlation = strength_correlation(strengths, soft)
+        print(f"| {name} | {correlation:.2f} | {strength_correlation(strengths, sharp):.2f} |", flush=True)
+        axes.scatter(strengths, soft, s=1.5, color="tab:blue")
+        axes.set_title(f"{name}: {correlation:.2f}", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel="strength", ylabel="entropy of the output, nats")
+    save(figure, Path(__file__).parents[1] / "figures" / "projection_methods.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Special functions that torch lacks: values with slopes, for all arguments and orders, in float64 on any device.
+
+torch has the modified Bessel functions of orders 0 and 1 only. I_nu itself overflows beyond an argument of 700 and
+underflows for large orders: what is here is its ratio to the next order and its logarithm. Debye's expansion holds for
+all arguments once the order is large enough; from there
+
+    1 / r_nu(x) = 2 (nu + 1) / x + r_{nu+1}(x),    r_nu = I_{nu+1} / I_nu,
+
+leads down to small orders, and each step makes the error smaller. Measured against mpmath for orders from 0 to 2047 and
+arguments from 1e-6 to 1e6: relative errors of 2e-11 and less, slopes included.
+
+Source: NIST Digital Library of Mathematical Functions, 10.29.1 and 10.41(ii).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_ORDER = 24  # the lowest one to which the expansion is applied, with
+_TERMS = 8  # terms: together a relative error of 1e-12 or less
+_LARGEST = 1e18  # beyond, the ratio is 1 in float64
+_NODES = 32  # half the nodes of the trapezoid rule: relative errors of 1e-11; 24 leave 3e-8 in the slope
+_LAST_NODE = 5.2  # of the slowest integrand, sech(sinh(5.2) / sqrt 2), 1e-27 is left
+_FARTHEST = 1e9  # beyond, the length is 1 in float64
+_CHUNK = 2048  # values at a time: half a megabyte for each array of the integrand stays in the cache
+
+Polynomial = list[float]  # coefficients from the constant term up
+
+
+def bessel_ratio(x: Tensor, nu: float) -> tuple[Tensor, Tensor]:
+    """I_{nu+1}(x) / I_nu(x) and its slope.
+
+    Args:
+        x: float64, any shape, >= 0.
+        nu: the order, >= 0.
+
+    Returns:
+        Ratios in [0, 1] and slopes >= 0, both of the shape of `x`.
+    """
+    x = x.clamp(max=_LARGEST)
+    start = nu + _steps(nu)
+    ratio, slope = _debye_ratio(x / start, start)
+    for order in reversed(range(_steps(nu))):
+        denominator = 2 * (nu + order + 1) + x * ratio
+        ratio = x / denominator
+        slope = (2 * (nu + order + 1) / denominator - ratio * (x * slope)) / denominator
+    return ratio, slope
+
+
+def log_bessel(x: Tensor, nu: float) -> Tensor:
+    """log(I_nu(x) / x^nu), which is finite at x = 0.
+
+    Args:
+        x: float64, any shape, >= 0 and finite.
+        nu: the order, >= 0.
+
+    Returns:
+        The shape of `x`.
+    """
+    start = nu + _steps(nu)
+    z = x / start
+    s = torch.sqrt(1 + z.square())
+    series = _evaluate(_in_powers(_debye()[0], start), 1 / s)
+    log_value = start * (s - torch.log(start * (1 + s))) - torch.log(2 * math.pi * start * s) / 2 + series.log()
+    ratio = _debye_ratio(z, start)[0]
+    for order in reversed(range(_steps(nu))):
+        denominator = 2 * (nu + order + 1) + x * ratio  # x / ratio one order below
+        ratio = x / denominator
+        log_value = log_value + denominator.log()
+    return log_value
+
+
+def projected_normal_length(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """R_d(x) = |E g / ||g|| | of g ~ N(x e_1, I) in R^d, and its slope.
+
+        R_d(x) = x / sqrt(2 pi) int_-1^1 exp(-x^2 v^2 / 2) (1 - v^2)^((d-1)/2) dv
+        R_d'(x) = (d - 1) / sqrt(2 pi) int_-1^1 exp(-x^2 v^2 / 2) v^2 (1 - v^2)^((d-3)/2) dv
+
+    That is x Gamma((d+1)/2) / (sqrt 2 Gamma(d/2+1)) 1F1(1/2; d/2+1; -x^2/2), without its cancelling terms. With
+    v = tanh y the integrals run over the whole line, and with y = width sinh t they decay doubly exponentially: the
+    trapezoid rule in t converges as fast for the narrowest of them as for the widest.
+
+    Args:
+        x: float64, any shape, >= 0.
+        d: dimension, >= 2.
+
+    Returns:
+        Lengths in [0, 1] and slopes >= 0, both of the shape of `x`.
+    """
+    t = torch.linspace(0, _LAST_NODE, _NODES, dtype=x.dtype, device=x.device)
+    weight = 2 * t[1] * t.cosh() / math.sqrt(2 * math.pi)
+    weight[0] /= 2  # all others stand for both halves of the line
+    parts = [_lengths(part, d, t.sinh(), weight) for part in x.flatten().clamp(max=_FARTHEST).split(_CHUNK)]
+    lengths, slopes = (torch.cat(column).view_as(x) for column in zip(*parts, strict=True))
+    return lengths, slopes
+
+
+def _lengths(x: Tensor, d: int, nodes: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.unsqueeze(1)
+    width = (x.square() + d).rsqrt()
+    y = width * nodes
+    v = y.tanh()
+    log_rest = 2 * (math.log(2) - y - torch.log1p((-2 * y).exp()))  # log(1 - v^2) = 2 log sech y
+    density = torch.exp((d - 1) / 2 * log_rest - (x * v).square() / 2) * weight * width
+    return (x * density * log_rest.exp()).sum(1), (d - 1) * (density * v.square()).sum(1)
+
+
+def _steps(nu: float) -> int:
+    """Orders between nu and the one from which the recurrence starts."""
+    return max(0, math.ceil(_ORDER - nu))
+
+
+def _debye_ratio(z: Tensor, nu: float) -> tuple[Tensor, Tensor]:
+    """r_nu(nu z) and its slope by Debye's expansion, free of the cancellation in I'_nu / I_nu - nu / x.
+
+    The two series differ by the factor t^2 - 1, which is divided out:
+
+        r = z / (1 + s) - z t P(t) / U(t),    s = sqrt(1 + z^2),  t = 1 / s.
+    """
+    u, p = (_in_powers(terms, nu) for terms in _debye())
+    s = torch.sqrt(1 + z.square())
+    t = 1 / s
+    upper, lower = _evaluate(p, t), _evaluate(u, t)
+    quotient = upper / lower
+    bend = (_evaluate(_slope(p), t) - quotient * _evaluate(_slope(u), t)) / lower
+    ratio = z / (1 + s) - z * t * quotient
+    slope = t / (1 + s) - t**3 * quotient + (z * t) ** 2 * t**2 * bend
+    return ratio, slope / nu
+
+
+@cache
+def _debye() -> tuple[list[Polynomial], list[Polynomial]]:
+    """The polynomials u_k of Debye's expansion, and p_k = t (u_{k-1} / 2 + t u'_{k-1}), for k = 0, 1, ..., _TERMS.
+
+    u_{k+1} = t^2 (1 - t^2) u_k' / 2 + 1/8 int_0^t (1 - 5 s^2) u_k(s) ds.
+    """
+    u: list[Polynomial] = [[1.0]]
+    p: list[Polynomial] = [[0.0]]
+    for _ in range(_TERMS):
+        following = [0.0] * (len(u[-1]) + 3)
+        for power, c in enumerate(u[-1]):
+            following[power + 1] += c * (power / 2 + 1 / (8 * (power + 1)))
+            following[power + 3] -= c * (power / 2 + 5 / (8 * (power + 3)))
+        p.append([0.0, *(c * (0.5 + power) for power, c in enumerate(u[-1]))])
+        u.append(following)
+    return u, p
+
+
+def _in_powers(terms: list[Polynomial], nu: float) -> Polynomial:
+    """sum_k terms_k(t) / nu^k as one polynomial in t."""
+    total = [0.0] * max(map(len, terms))
+    for k, term in enumerate(terms):
+        for power, c in enumerate(term):
+            total[power] += c / nu**k
+    return total
+
+
+def _evaluate(polynomial: Polynomial, t: Tensor) -> Tensor:
+    """Horner's scheme."""
+    value = torch.zeros_like(t)
+    for c in reversed(polynomial):
+        value = value * t + c
+    return value
+
+
+def _slope(polynomial: Polynomial) -> Polynomial:
+    return [power * c for power, c in enumerate(polynomial)][1:]
