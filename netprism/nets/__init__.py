@@ -4,6 +4,8 @@ Each has two tuples of names, both shallow to deep: `tap_points`, the modules wo
 :func:`netprism.taps.tap`, and `gating_layers`, what :func:`netprism.gates.record_gates` calls its ReLUs.
 """
 
+from netprism.nets.decoder import Decoder
+from netprism.nets.disentangler import DisentanglerNet, Disentanglers
 from netprism.nets.lenet import LeNet5
 from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
 from netprism.nets.resnet import PreActResNet, ResNet
@@ -16,6 +18,9 @@ __all__ = [
     "MLP_CIFAR10",
     "MLP_MNIST",
     "VGG11",
+    "Decoder",
+    "DisentanglerNet",
+    "Disentanglers",
     "LeNet5",
     "PreActResNet",
     "ResNet",

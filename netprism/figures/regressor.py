@@ -1,0 +1,42 @@
+"""The figure of the regressor: networks over the plane of their two principal components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from netprism.regressor import Floats, Plane
+
+
+def regression_plane(plane: Plane, performance: Sequence[float], groups: Sequence[str], what: str) -> Figure:
+    """Networks as points, what they reach as height, and the fitted plane; a line a network shows how far it is off.
+
+    Args:
+        plane: of `netprism.regressor.fit_plane`.
+        performance: `(n,)`, the heights.
+        groups: `(n,)` names; networks of one name have one colour.
+        what: label of the height, with its unit.
+    """
+    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
+    axes = figure.add_subplot(projection="3d")
+    corners = np.meshgrid(*zip(plane.points.min(axis=0), plane.points.max(axis=0), strict=True))
+    axes.plot_surface(*corners, _height(plane, *corners), color="0.6", alpha=0.35, shade=False)
+    heights = np.asarray(performance, dtype=float)
+    for name in dict.fromkeys(groups):
+        chosen = np.array([group == name for group in groups])
+        axes.plot(*plane.points[chosen].T, heights[chosen], "o", markersize=5, label=name)
+    for (x, y), height in zip(plane.points, heights, strict=True):
+        axes.plot([x, x], [y, y], [height, _height(plane, x, y)], color="0.4", linewidth=0.7)
+    axes.set_xlabel(f"1st component ({plane.explained[0]:.0%} of variance)")
+    axes.set_ylabel(f"2nd component ({plane.explained[1]:.0%})")
+    axes.set_zlabel(what)
+    axes.view_init(elev=18, azim=-60)
+    figure.legend(loc="outside upper center", ncols=min(5, len(set(groups))), frameon=False)
+    return figure
+
+
+def _height(plane: Plane, x: Floats, y: Floats) -> Floats:
+    height: Floats = plane.intercept + plane.slopes[0] * x + plane.slopes[1] * y
+    return height

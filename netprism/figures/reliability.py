@@ -1,0 +1,151 @@
+"""The figures of the reliability: curves over epochs, what is left round by round, images of the parts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from netprism.figures._common import History, epoch_axis, save, write_whole
+from netprism.reliability_meter import Reliability
+
+
+def draw(
+    found: Reliability,
+    history: History,
+    images: Tensor,
+    feature: Tensor,
+    approximations: Sequence[Tensor],
+    reliable: Sequence[Tensor],
+    folder: Path,
+) -> list[Path]:
+    """Draws all figures of the reliability.
+
+    Args:
+        found: the last measurement.
+        history: one row a measurement, with `epoch` and `reliability/<order>`.
+        images: (N, C, H, W), or of any other form: then there are no pictures of the parts.
+        feature: f of the images, (N, c, h, w) likewise.
+        approximations: Phi^(l), one for each order, of the form of the feature.
+        reliable: Phi^(l),reli likewise.
+        folder: where the files go; it is made.
+
+    Returns:
+        The files: `reliability_curves.png`, `reliability_rounds.png` and, of maps, `reliability_parts.png`.
+    """
+    drawn = {"curves": curves(history, found.orders), "rounds": rounds(found)}
+    if images.dim() == 4 and feature.dim() == 4:
+        drawn["parts"] = parts(images, feature, approximations, reliable, found.orders)
+    return [save(figure, folder / f"reliability_{what}.png") for what, figure in drawn.items()]
+
+
+def write_tables(found: Reliability, folder: Path) -> list[Path]:
+    """Writes all numbers: `reliability.csv` with a row an order, `reliability.json` also with the rounds.
+
+    The columns are those that `netprism.regressor.component_ratios` reads.
+    """
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(found.rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found.rows)
+    by_round = {str(order): values for order, values in zip(found.orders, found.by_round, strict=True)}
+    document = {"samples": found.samples, "orders": found.rows, "reliability_by_round": by_round}
+    return [
+        write_whole(folder / "reliability.csv", lambda path: path.write_text(table.getvalue())),
+        write_whole(folder / "reliability.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n")),
+    ]
+
+
+def curves(history: History, orders: Sequence[int]) -> Figure:
+    """The reliability of each order over the epochs in which the nets learn."""
+    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for order, color in zip(orders, _colors(len(orders)), strict=True):
+        points = [(row["epoch"], row[f"reliability/{order}"]) for row in history]
+        axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=color, label=f"order {order}")
+    axes.set_ylabel("reliable share of Var Φ(l)")
+    axes.set_ylim(bottom=0)
+    epoch_axis(axes)
+    axes.set_xlabel("epoch")
+    axes.legend(frameon=False)
+    return figure
+
+
+def rounds(found: Reliability) -> Figure:
+    """What is left of an order's variance after each round trip, and what the orders' components consist of."""
+    figure = Figure(figsize=(9.0, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for order, values, color in zip(found.orders, found.by_round, _colors(len(found.orders)), strict=True):
+        left.plot(values, "o-", markersize=3, color=color, label=f"order {order}")
+    left.set_xlabel("round trips r")
+    left.set_ylabel("Var g(ψ_r) / Var Φ(l)")
+    left.set_ylim(bottom=0)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(frameon=False)
+    names = [str(order) for order in found.orders]
+    for part, values, offset in (
+        ("reliable", found.reliable_component, -0.2),
+        ("unreliable", found.unreliable_component, 0.2),
+    ):
+        positions = [i + offset for i in range(len(names))]
+        right.bar(positions, [value / found.feature for value in values], width=0.38, label=f"new {part} part")
+    right.set_xticks(range(len(names)), names)
+    right.set_xlabel("order l")
+    right.set_ylabel("share of Var f")
+    right.margins(y=0.25)  # room for the legend
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def parts(
+    images: Tensor, feature: Tensor, approximations: Sequence[Tensor], reliable: Sequence[Tensor], orders: Sequence[int]
+) -> Figure:
+    """A row an image: the image, f, and for each order Phi^(l) and its two parts, in the channel of f that varies most.
+
+    All maps of a row have one colour for one value, white for the mean of f there; the unreliable part, whose mean is
+    0, is shown about it. Arguments as in `draw`.
+    """
+    titles = ["image", "f"]
+    for order in orders:
+        titles += [f"Φ({order})", "reliable", "unreliable"]
+    figure = Figure(figsize=(0.85 * len(titles), 0.3 + 0.95 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), len(titles), squeeze=False)
+    for n, row in enumerate(grid):
+        channel = int(feature[n].var(dim=(1, 2)).argmax())
+        maps = [feature[n, channel]]
+        middle = float(maps[0].mean())
+        reach = float((maps[0] - middle).abs().max()) or 1.0
+        for phi, part in zip(approximations, reliable, strict=True):
+            maps += [phi[n, channel], part[n, channel], phi[n, channel] - part[n, channel] + middle]
+        row[0].imshow(_picture(images[n]), cmap="gray", vmin=0, vmax=1)
+        for axes, values in zip(row[1:], maps, strict=True):
+            axes.imshow(values.cpu().numpy(), cmap="RdBu_r", vmin=middle - reach, vmax=middle + reach)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize="small")
+    for axes in grid.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return figure
+
+
+def _picture(image: Tensor) -> NDArray[np.float32]:
+    """(C, H, W) as grey or, of three channels, colours from 0 to 1."""
+    values = image.movedim(0, -1) if len(image) == 3 else image.mean(dim=0)
+    low, high = values.min(), values.max()
+    scaled: NDArray[np.float32] = ((values - low) / (high - low).clamp_min(1e-12)).float().cpu().numpy()
+    return scaled
+
+
+def _colors(count: int) -> list[tuple[float, ...]]:
+    return [colormaps["viridis"](0.85 * i / max(1, count - 1)) for i in range(count)]
