@@ -46,10 +46,11 @@ def epochs(curves: MetricsCsv) -> Epochs:
 
 
 def table(found: Epochs) -> list[str]:
-    """Return the lines of the table: one for each key without a layer, one column each for before, first and last."""
+    """Return the lines of the table: a line a key, one without a layer where there are such; before, first and last."""
     trained = [epoch for epoch in found if epoch >= 0]
     shown_epochs = dict.fromkeys([epoch for epoch in found if epoch < 0] + trained[:1] + trained[-1:])
-    keys = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if is_summary(key))
+    logged = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if not key.endswith("_step"))
+    keys = [key for key in logged if is_summary(key)] or list(logged)
     width = max(map(len, keys), default=0)
     heads = ["untrained" if epoch < 0 else f"epoch {epoch}" for epoch in shown_epochs]
     lines = [" " * width + "".join(f"{head:>12}" for head in heads)]
@@ -69,9 +70,10 @@ def places(trainer: Trainer, curves: MetricsCsv) -> list[str]:
     folder = curves.path.parent
     lines = [f"curves       {shown(curves.path)}"]
     lines += [line for logger in trainer.loggers if isinstance(logger, Wandb) for line in wandb_lines(logger)]
-    for name, pattern in (("checkpoints", "*.ckpt"), ("figures", "*.png")):
-        files = sorted(file.name for file in (folder / name).glob(pattern))
-        lines += [f"{name:12} {shown(folder / name)}: {', '.join(files)}"] if files else []
+    for name in ("checkpoints", "figures", "maps"):
+        files = sorted(path.name for path in (folder / name).glob("*") if path.suffix not in (".js", ".part"))
+        listed = files if len(files) <= 12 else [*files[:2], "...", files[-1]]
+        lines += [f"{name:12} {shown(folder / name)}: {', '.join(listed)}"] if files else []
     return lines
 
 

@@ -26,6 +26,7 @@ netprism: shows what a network has learned while it learns it.
 
   netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
   netprism validate|test --config EXPERIMENT --ckpt_path best
+  netprism discard --checkpoint CKPT --images FOLDER              what a trained network drops of some images
   netprism experiments                                            the list below
   netprism fit --help                                             every option
   netprism fit --config EXPERIMENT --print_config                 every value
@@ -40,6 +41,7 @@ Examples
   netprism fit --config quickstart --ckpt_path last               goes on with the newest run
 
 A run is a folder runs/EXPERIMENT/ID with config.yaml, git.txt, metrics.csv, checkpoints/, figures/ and wandb/.
+An experiment that looks into a trained network takes the newest finished run of another one, trained first if missing.
 Environment: NETPRISM_RUNS (instead of runs), NETPRISM_RUN (the folder of this run), NETPRISM_TRACEBACK=1 (where an
 error came from), WANDB_API_KEY and WANDB_MODE (curves in the browser; offline without a key)."""
 
@@ -74,8 +76,12 @@ def _dispatch(args: list[str]) -> None:
         print(listing())
     elif command in COMMANDS:
         run(command, args[1:])
+    elif command == "discard":
+        from netprism.discard_command import discard
+
+        discard(args[1:])
     else:
-        raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, 'experiments'))}")
+        raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, 'discard', 'experiments'))}")
 
 
 def _exit(code: int, error: Exception) -> None:

@@ -32,6 +32,11 @@ def test_one_epoch_is_one_column(tmp_path):
     assert table(epochs(log(tmp_path, (0, {"loss": 1.0})))) == ["         epoch 0", "loss           1"]
 
 
+def test_where_all_keys_are_of_layers_all_are_shown(tmp_path):
+    lines = table(epochs(log(tmp_path, (0, {"knowledge/KL/fc": 1.0, "loss_step": 2.0}))))
+    assert lines[1:] == ["knowledge/KL/fc           1"]
+
+
 def test_nothing_logged_is_an_empty_table(tmp_path):
     assert table(epochs(log(tmp_path))) == [""]
 
