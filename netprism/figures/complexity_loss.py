@@ -1,0 +1,91 @@
+"""The figures of the complexity loss: curves of a training, and what its weight buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from netprism.figures._common import History, epoch_axis, panels, save
+
+_LAYERWISE = (
+    ("energy", "-log p, without log Z, nats"),
+    ("energy_gap", "f of gates minus f of samples, nats"),
+    ("acceptance", "share of proposals accepted"),
+)
+_SWEPT = (
+    ("H", "sum of layer entropies, bits"),
+    ("accuracy", "test accuracy"),
+    ("gap", "test loss - training loss, nats"),
+)
+
+
+def draw(history: History, folder: Path) -> list[Path]:
+    """Draws `penalty_curves.png`: a panel a quantity, a line a layer.
+
+    Args:
+        history: one row an epoch, with `epoch` and the keys that `ComplexityPenalty` logs, without the prefix.
+        folder: where it goes; it is made.
+
+    Returns:
+        The file; none without an epoch.
+    """
+    return [save(penalty_curves(history), folder / "penalty_curves.png")] if history else []
+
+
+def penalty_curves(history: History) -> Figure:
+    """Energies, gaps and acceptance of each layer over epochs, and the train-test gap."""
+    keys = dict.fromkeys(key for row in history for key in row)
+    shown = [(label, [k for k in keys if k.startswith(f"{kind}/")]) for kind, label in _LAYERWISE]
+    shown += [("test loss - training loss", [key for key in keys if key == "train_test_gap"])]
+    shown = [(label, lines) for label, lines in shown if lines]
+    figure = Figure(figsize=(4.5 * max(len(shown), 1), 3.2), layout="constrained")
+    for axes, (label, lines) in zip(panels(figure, 1, max(len(shown), 1), len(shown)), shown, strict=True):
+        for key in lines:
+            points = [(row["epoch"], row[key]) for row in history if key in row]
+            axes.plot(*zip(*points, strict=True), "o-", markersize=2, label=key.partition("/")[2])
+        axes.set_title(label, fontsize="medium")
+        epoch_axis(axes)
+    if shown and shown[0][1][0] != "train_test_gap":
+        figure.axes[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def lambda_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Entropy, accuracy and over-fitting against lambda, and accuracy against entropy, with f and without.
+
+    Args:
+        rows: one a training: `lambda_`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
+            means over seeds, bands from the lowest to the highest; lambda = 0 stands at the left end.
+    """
+    figure = Figure(figsize=(17, 3.6), layout="constrained")
+    *swept, trade = panels(figure, 1, 4, 4)
+    for prior_only, label, color in ((0, "f + log q", "C0"), (1, "log q alone", "C1")):
+        own = [row for row in rows if row["prior_only"] == prior_only or row["lambda_"] == 0]
+        lambdas = sorted({row["lambda_"] for row in own})
+        for axes, (key, title) in zip(swept, _SWEPT, strict=True):
+            _band(
+                axes, lambdas, [[row[key] for row in own if row["lambda_"] == value] for value in lambdas], color, label
+            )
+            axes.set_title(title, fontsize="medium")
+            axes.set_xlabel("λ")
+        means = [
+            [np.mean([row[key] for row in own if row["lambda_"] == v]) for v in lambdas] for key in ("H", "accuracy")
+        ]
+        trade.plot(*means, "o-", color=color, markersize=4, label=label)
+        trade.scatter([row["H"] for row in own], [row["accuracy"] for row in own], s=6, color=color, alpha=0.4)
+    trade.set_title("accuracy against entropy: up and left is better", fontsize="medium")
+    trade.set_xlabel("sum of layer entropies, bits")
+    trade.spines[["top", "right"]].set_visible(False)
+    trade.legend(frameon=False)
+    return figure
+
+
+def _band(axes: Axes, lambdas: Sequence[float], values: Sequence[Sequence[float]], color: str, label: str) -> None:
+    axes.set_xscale("symlog", linthresh=min((value for value in lambdas if value > 0), default=1.0))
+    axes.plot(lambdas, [np.mean(v) for v in values], "o-", color=color, markersize=4, label=label)
+    axes.fill_between(lambdas, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
+    axes.spines[["top", "right"]].set_visible(False)
