@@ -11,6 +11,7 @@ from netprism.loggers import MetricsCsv, Wandb
 from netprism.run import shown
 
 Epochs = dict[int, dict[str, float]]
+LONGEST = 24  # keys that are all shown
 
 
 class RunSummary(Callback):
@@ -46,11 +47,11 @@ def epochs(curves: MetricsCsv) -> Epochs:
 
 
 def table(found: Epochs) -> list[str]:
-    """Return the lines of the table: a line a key, one without a layer where there are such; before, first and last."""
+    """Return the lines of the table: a line a key, of many those of the whole network; before, first and last epoch."""
     trained = [epoch for epoch in found if epoch >= 0]
     shown_epochs = dict.fromkeys([epoch for epoch in found if epoch < 0] + trained[:1] + trained[-1:])
     logged = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if not key.endswith("_step"))
-    keys = [key for key in logged if is_summary(key)] or list(logged)
+    keys = [key for key in logged if len(logged) <= LONGEST or is_summary(key)] or list(logged)
     width = max(map(len, keys), default=0)
     heads = ["untrained" if epoch < 0 else f"epoch {epoch}" for epoch in shown_epochs]
     lines = [" " * width + "".join(f"{head:>12}" for head in heads)]

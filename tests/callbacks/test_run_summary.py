@@ -22,9 +22,10 @@ def test_the_table_sets_the_first_epoch_against_the_last(tmp_path):
         (2, {"gates/H": float("nan"), "train/loss": 0.5}),
     )
     assert table(epochs(logger)) == [
-        "             untrained     epoch 0     epoch 2",
-        "gates/H            9.5           8         nan",
-        "train/loss           -       2.303         0.5",
+        "                 untrained     epoch 0     epoch 2",
+        "gates/H                9.5           8         nan",
+        "gates/H/layer1           -           1           -",
+        "train/loss               -       2.303         0.5",
     ]
 
 
@@ -32,9 +33,15 @@ def test_one_epoch_is_one_column(tmp_path):
     assert table(epochs(log(tmp_path, (0, {"loss": 1.0})))) == ["         epoch 0", "loss           1"]
 
 
-def test_where_all_keys_are_of_layers_all_are_shown(tmp_path):
-    lines = table(epochs(log(tmp_path, (0, {"knowledge/KL/fc": 1.0, "loss_step": 2.0}))))
-    assert lines[1:] == ["knowledge/KL/fc           1"]
+def test_few_keys_of_layers_are_shown_and_of_many_none_unless_there_are_no_others(tmp_path):
+    few = {"knowledge/KL/fc": 1.0, "loss": 3.0, "loss_step": 2.0}
+    assert table(epochs(log(tmp_path / "a", (0, few))))[1:] == [
+        "knowledge/KL/fc           1",
+        "loss                      3",
+    ]
+    many = {f"gates/H/layer{i}": 1.0 for i in range(30)}
+    assert table(epochs(log(tmp_path / "b", (0, many | {"loss": 3.0}))))[1:] == ["loss           3"]
+    assert len(table(epochs(log(tmp_path / "c", (0, many))))) == 31
 
 
 def test_nothing_logged_is_an_empty_table(tmp_path):
