@@ -1,0 +1,250 @@
+"""The laws of a probe, what is counted, and that planted patterns are found."""
+
+import math
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from strangers import Net, Stranger, fit, images
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from netprism.callbacks import KnowledgePoints
+from netprism.projection import lbfgs
+
+LAYERS = ["conv", "fc1"]
+SHORT = {"images_per_class": 8, "classes": 3, "tau": 0.34, "steps": 5, "others": 10, "batch_size": 8}
+pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
+
+
+@pytest.fixture(autouse=True)
+def short(request, monkeypatch):
+    """Without pictures and most steps of the sample projection, where most of the time would go."""
+    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=15))
+    if request.node.name != "test_figures":
+        monkeypatch.setattr("netprism.figures.knowledge.draw", lambda *_: [])
+
+
+def knowledge_of(trainer, name="knowledge"):
+    values = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    return {key.removeprefix(f"{name}/"): value for key, value in values.items() if key.startswith(f"{name}/")}
+
+
+def test_the_key_set_is_exact(tmp_path):
+    probe = KnowledgePoints(LAYERS, **SHORT)
+    trainer = fit(Stranger(), probe, folder=tmp_path)
+    keys = {
+        "strength_uncertainty_corr",
+        *(f"{key}/{layer}" for key in ("points", "reliable", "ratio") for layer in LAYERS),
+    }
+    assert set(knowledge_of(trainer)) == keys
+    assert [row["epoch"] for row in probe.history] == [-1, 0, 1]
+    values = knowledge_of(trainer)
+    assert 0 <= values["reliable/conv"] <= values["points/conv"] <= 36
+    assert values["ratio/conv"] == pytest.approx(values["reliable/conv"] / values["points/conv"], rel=1e-6)
+    assert -1 <= values["strength_uncertainty_corr"] <= 1
+
+
+def state_after_training(folder, *callbacks):
+    pl.seed_everything(3, verbose=False)
+    module = Stranger(Net(dropout=0.5))
+    trainer = fit(module, *callbacks, folder=folder, max_epochs=1)
+    numbers = torch.rand(3).tolist() + np.random.rand(3).tolist() + [random.random()]
+    return [*module.state_dict().values(), *trainer.optimizers[0].state_dict()["state"].values()], numbers
+
+
+def test_training_with_the_probe_is_bitwise_the_same(tmp_path):
+    weights, numbers = state_after_training(tmp_path, KnowledgePoints(LAYERS, **SHORT))
+    weights_alone, numbers_alone = state_after_training(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(weights, weights_alone, strict=True))
+    assert numbers == numbers_alone
+
+
+class Keep(pl.Callback):
+    def __init__(self, folder, probe):
+        self.folder, self.probe = folder, probe
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save((self.probe.history, knowledge_of(trainer)), f"{self.folder}/{trainer.global_rank}.pt")
+
+
+def test_two_processes_get_the_same_numbers(tmp_path):
+    def run(folder, devices, strategy):
+        folder.mkdir()
+        pl.seed_everything(5, verbose=False)
+        # 21 images, 3 batches: the second process has one of them
+        probe = KnowledgePoints(LAYERS, **(SHORT | {"images_per_class": 7, "steps": 30, "tau": 0.36}))
+        options = {"devices": devices, "strategy": strategy, "max_epochs": 1}
+        fit(Stranger(), probe, Keep(folder, probe), folder=folder, **options)
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
+
+    [(alone, _)] = run(tmp_path / "one", 1, "auto")
+    (first, logged), (second, logged_too) = run(tmp_path / "two", 2, "ddp_fork")
+    assert str(first) == str(second)  # NaN is not itself
+    assert str(logged) == str(logged_too)
+    assert first[0] == alone[0]  # before training; afterwards the networks differ
+    assert 0 < alone[0]["points/conv"] < 36
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_resumed_run_continues_the_curve_and_the_film(tmp_path):
+    def run(name, max_epochs, resume=None):
+        pl.seed_everything(1, verbose=False)
+        checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
+        probe = KnowledgePoints(LAYERS, **SHORT)
+        trainer = pl.Trainer(
+            max_epochs=max_epochs, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[probe, checkpoint], default_root_dir=tmp_path, limit_val_batches=0,
+        )  # fmt: skip
+        loader = DataLoader(images(), 16)
+        trainer.fit(Stranger(), loader, loader, ckpt_path=resume, weights_only=True)
+        return probe
+
+    run("stopped", 1)
+    resumed, straight = run("resumed", 3, tmp_path / "stopped" / "last.ckpt"), run("straight", 3)
+    assert [row["epoch"] for row in resumed.history] == [-1, 0, 1, 2]
+    assert str(resumed.history) == str(straight.history)  # NaN is not itself
+    for one, other in zip(resumed.frames, straight.frames, strict=True):
+        assert torch.equal(one["layers"]["conv"]["points"], other["layers"]["conv"]["points"])
+
+
+def test_the_film_does_not_spin(tmp_path):
+    # A network that does not learn: what is left of the change between epochs is that of further steps.
+    probe = KnowledgePoints(LAYERS, **(SHORT | {"steps": 20}))
+    fit(Stranger(learning_rate=0.0), probe, folder=tmp_path)
+    first, *others = (frame["directions"] for frame in probe.frames)
+    for directions in others:
+        assert (first * directions).sum(dim=1).min() > 0.98
+
+
+class Patches(nn.Module):
+    """Sees an image of 4 x 4 patches, 4 x 4 pixels each, one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 64, 4, stride=4)
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, x):
+        return {"logits": self.fc(F.relu(self.patches(x)).mean(dim=(2, 3)))}
+
+
+def planted_images(count=80, seed=0):
+    """Noise patches, of which three an image are the pattern of its class; and where these are."""
+    draws = torch.Generator().manual_seed(seed)
+    patterns = 2 * torch.randn(4, 4, 4, generator=draws)
+    labels = torch.arange(count) % 4
+    patches = torch.randn(count, 4, 4, 4, 4, generator=draws)
+    where = (torch.rand(count, 16, generator=draws).argsort(dim=1) < 3).view(count, 4, 4)
+    patches[where] = 0.3 * patches[where] + patterns[labels].repeat_interleave(3, dim=0)
+    return TensorDataset(patches.transpose(2, 3).reshape(count, 1, 16, 16), labels), where.flatten(1)
+
+
+def area_under_roc(scores, positive):
+    above, below = scores[positive][:, None], scores[~positive]
+    return ((above > below).double() + 0.5 * (above == below)).mean().item()
+
+
+def test_planted_patterns_are_the_knowledge_points(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    data, where = planted_images()
+    probe = KnowledgePoints(["patches"], images_per_class=20, classes=4, every_n_epochs=20, at_start=False)
+    fit(
+        Stranger(Patches(), learning_rate=0.3), probe, folder=tmp_path, train=DataLoader(data, 20, shuffle=True),
+        max_epochs=20, limit_val_batches=0,
+    )  # fmt: skip
+    _, found = probe.last["patches"]
+    where = where[[index for batch in probe._data["train"].batches for index in batch]]
+    assert area_under_roc(found.confidence, where) > 0.95
+    assert found.reliable[where].double().mean() > 0.9
+
+
+def test_fewer_classes_and_images_than_asked_for_are_said(tmp_path):
+    data = TensorDataset(torch.randn(9, 1, 8, 8), torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2]))
+    probe = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, others=3, at_start=False)
+    with pytest.warns() as said:
+        fit(Stranger(), probe, folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
+    texts = {str(warning.message) for warning in said}
+    assert "knowledge: 2 classes: 10 were asked for, there are no more" in texts
+    assert "knowledge: fewer than 5 images of some classes: {2: 4}" in texts
+    assert probe.categories == [0, 2]
+
+
+def test_one_class_is_too_few(tmp_path):
+    data = TensorDataset(torch.randn(9, 1, 8, 8), torch.zeros(9, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"images of the classes are \{0: 9\}: expected 3 images and 2 classes"):
+        fit(Stranger(), KnowledgePoints(LAYERS), folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
+
+
+class Collapsed(Net):
+    def forward(self, x):
+        return super().forward(0 * x)
+
+
+def test_a_collapsed_network_has_no_knowledge_points_and_trains_on(tmp_path):
+    probe = KnowledgePoints(LAYERS, **SHORT, at_start=False)
+    with pytest.warns(UserWarning, match="knowledge: no categories in epoch 0 .features are constant"):
+        trainer = fit(Stranger(Collapsed()), probe, folder=tmp_path, max_epochs=1)
+    values = knowledge_of(trainer)
+    assert values["points/conv"] == values["reliable/conv"] == 0
+    assert math.isnan(values["ratio/conv"])
+    assert math.isnan(values["strength_uncertainty_corr"])
+
+
+def test_a_vector_is_one_region_and_that_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="knowledge: layer 'fc1' has one region"):
+        trainer = fit(Stranger(), KnowledgePoints(["fc1"], **SHORT), folder=tmp_path, max_epochs=1)
+    assert knowledge_of(trainer)["points/fc1"] <= 1
+
+
+def test_figures(tmp_path):
+    fit(Stranger(), KnowledgePoints(LAYERS, **SHORT), folder=tmp_path)
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {
+        "knowledge_points.png", "knowledge_ellipsoids.png", "knowledge_regions.png", "plotly.min.js",
+        "knowledge_film_conv.gif", "knowledge_film_conv.html", "knowledge_film_fc1.gif", "knowledge_film_fc1.html",
+    }  # fmt: skip
+
+
+def test_two_named_instances_do_not_collide(tmp_path):
+    first, second = KnowledgePoints(LAYERS, **SHORT), KnowledgePoints(["conv"], **SHORT, name="deep")
+    trainer = fit(Stranger(), first, second, folder=tmp_path, max_epochs=1)
+    assert set(knowledge_of(trainer, "deep")) == {
+        "strength_uncertainty_corr",
+        "points/conv",
+        "reliable/conv",
+        "ratio/conv",
+    }
+    assert first.state_key != second.state_key
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": []}, r"layers are \[\] and reference None; expected"),
+        ({"reference": "conv9"}, "reference 'conv9'; expected one of"),
+        ({"images_per_class": 0}, "images_per_class is 0; expected a number >= 1"),
+        ({"classes": 1}, "classes is 1; expected a number >= 2"),
+        ({"tau": 1.0}, "tau is 1.0; expected more than 0 and less than 1"),
+        ({"every_n_epochs": 0}, "every_n_epochs is 0"),
+    ],
+)
+def test_bad_options_are_named_at_once(options, message):
+    with pytest.raises(ValueError, match=message):
+        KnowledgePoints(**({"layers": ["conv"]} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["layer9"]}, "Net has no layer 'layer9'; it has conv, norm, fc1, fc2"),
+        ({"layers": ["conv"], "head": "conv"}, r"logits are .*; expected \(N, C\)"),
+    ],
+)
+def test_unknown_layers_list_the_layers(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(Stranger(), KnowledgePoints(**(SHORT | options)), folder=tmp_path, max_epochs=1)
