@@ -24,15 +24,22 @@ def test_says_what_it_shows_its_command_how_long_it_takes_and_what_to_expect(nam
         assert any(line.startswith(word) for line in header), word
 
 
+MAY_BE_NAN = ("knowledge/ratio/", "knowledge/test_ratio/")  # the reliable share of no points, after one step
+
+
 def dry_run(name, root, monkeypatch):
     """Trains an experiment for one step; teachers are untrained in a dry run."""
     monkeypatch.chdir(root.parent)
     before = set(root.parent.iterdir())
-    cli = run("fit", ["--config", name, f"--data.root={root}", "--data.batch_size=8", "--trainer.fast_dev_run=1"])
+    small = [f"--data.root={root}", "--data.batch_size=8", "--trainer.fast_dev_run=1"]
+    if "train_samples" in experiments()[name].read_text():
+        small.append("--data.train_samples=50")
+    cli = run("fit", ["--config", name, *small])
     assert cli.trainer.global_step >= 1
     assert set(root.parent.iterdir()) == before, "a dry run leaves nothing"
     values = {key: float(value) for key, value in cli.trainer.callback_metrics.items()}
-    assert all(math.isfinite(value) for value in values.values())
+    no_number = {key for key, value in values.items() if not math.isfinite(value)}
+    assert all(key.startswith(MAY_BE_NAN) for key in no_number), no_number
     return cli.trainer, values
 
 
