@@ -1,0 +1,130 @@
+"""The figures of information discarding: maps over images and layers, curves over layers and epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from netprism.figures._common import History, epoch_axis, panels, save
+
+_QUANTITIES = ("SID", "RU", "concentration")
+_CELL = 96  # pixels of an image in the grid
+_GAP = 4  # pixels between two
+
+
+def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str = "H, nats", rows: int = 8) -> Path:
+    """Draws a line for each image: the image, then the map of each layer, all maps in one colour scale.
+
+    The grid is put together as one picture: a panel for each map would take a second to draw, in every epoch.
+
+    Args:
+        images: `(N, C, H, W)`; three channels in colour, else their mean in grey.
+        entropies: {layer: `(N, C, H, W)`}; means over channels are shown.
+        path: a PNG; its folder is made.
+        label: of the colour scale.
+        rows: how many images at most.
+    """
+    means = {layer: values[:rows].float().mean(1).cpu().numpy() for layer, values in entropies.items()}
+    scale = _common_scale(list(means.values()))
+    columns = [_pictures(images[:rows]), *(colormaps["viridis"](scale(values))[..., :3] for values in means.values())]
+    grid = np.stack([np.stack([_cell(picture) for picture in column]) for column in columns], axis=1)
+    height, width = grid.shape[2:4]
+    picture = grid.swapaxes(1, 2).reshape(len(grid) * height, len(columns) * width, 3)
+    inches = 0.9 * len(columns), 0.9 * len(grid) * height / width
+    figure = Figure(figsize=(inches[0] + 0.9, inches[1] + 0.3))  # laid out by hand: twice as fast
+    whole = figure.get_size_inches()
+    axes = figure.add_axes((0, 0, inches[0] / whole[0], inches[1] / whole[1]))
+    axes.imshow(picture, aspect="auto")
+    axes.set_xticks([(i + 0.5) * width for i in range(len(columns))], ["input", *means])
+    axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    bar = figure.add_axes(((inches[0] + 0.1) / whole[0], 0.05, 0.12 / whole[0], 0.95 * inches[1] / whole[1] - 0.05))
+    figure.colorbar(ScalarMappable(scale, "viridis"), cax=bar, label=label)
+    return save(figure, path)
+
+
+def curves(history: History, path: Path) -> Path | None:
+    """Draws each quantity over the epochs, one line a layer; None where there is but one epoch.
+
+    Args:
+        history: rows with `epoch` and keys `<quantity>/<layer>`.
+        path: a PNG; its folder is made.
+    """
+    found = [quantity for quantity in _QUANTITIES if any(key.startswith(f"{quantity}/") for key in history[-1])]
+    if len(history) < 2 or not found:
+        return None
+    figure = Figure(figsize=(5 * len(found), 3.4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, quantity in zip(panels(figure, 1, len(found), len(found)), found, strict=True):
+        names = [key for key in history[-1] if key.startswith(f"{quantity}/")]
+        for name, colour in zip(names, _colours(len(names)), strict=True):
+            values = [row.get(name, np.nan) for row in history]
+            axes.plot(epochs, values, marker=".", color=colour, label=name.partition("/")[2])
+        axes.set_ylabel(f"{quantity}, nats")
+        epoch_axis(axes)
+        axes.legend(frameon=False, fontsize="small")
+    return save(figure, path)
+
+
+def over_layers(series: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
+    """Draws quantities over the layers, in order; not made to rise or fall.
+
+    Args:
+        series: {what is on the y axis: {layer: the values of single images}}; their mean is drawn, and a band of one
+            standard deviation where there are several.
+        path: a PNG; its folder is made.
+    """
+    figure = Figure(figsize=(4.5 * len(series), 3.4), layout="constrained")
+    for axes, (title, layers) in zip(panels(figure, 1, len(series), len(series)), series.items(), strict=True):
+        _line(axes, layers)
+        axes.set_ylabel(title)
+    return save(figure, path)
+
+
+def _line(axes: Axes, layers: Mapping[str, Sequence[float]]) -> None:
+    mean = np.array([np.nanmean(values) for values in layers.values()])
+    spread = np.array([np.nanstd(values) for values in layers.values()])
+    positions = range(len(layers))
+    axes.plot(positions, mean, marker="o")
+    axes.fill_between(positions, mean - spread, mean + spread, alpha=0.2, linewidth=0)
+    axes.set_xticks(
+        positions, list(layers), rotation=45 if len(layers) > 5 else 0, ha="right" if len(layers) > 5 else "center"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _common_scale(values: Sequence[NDArray[np.float32]]) -> Normalize:
+    """From the 1st to the 99th percentile of all maps: a few units at the cap would else take most of the scale."""
+    low, high = np.percentile(np.concatenate([v.ravel() for v in values]), [1, 99])
+    return Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
+
+
+def _pictures(images: Tensor) -> NDArray[np.float32]:
+    """`(N, H, W, 3)`, each from 0 to 1: what the network gets is normalised, and how is not known here."""
+    x = images.detach().float().cpu()
+    x = x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    low, high = x.flatten(1).amin(1).view(-1, 1, 1, 1), x.flatten(1).amax(1).view(-1, 1, 1, 1)
+    pictures: NDArray[np.float32] = ((x - low) / (high - low).clamp(min=1e-6)).permute(0, 2, 3, 1).numpy()
+    return pictures
+
+
+def _cell(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Enlarged by whole factors, and framed in white."""
+    factor = max(1, _CELL // picture.shape[0])
+    large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.pad(large, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=1.0)
+
+
+def _colours(count: int) -> list[tuple[float, ...]]:
+    """Early layers dark, late ones bright."""
+    return [tuple(colormaps["viridis"](0.9 * i / max(count - 1, 1))) for i in range(count)]
