@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.utils.data import Dataset
 
 from netprism.callbacks.probe import Probe, buffers_kept, callable_and_network, together
@@ -22,6 +21,7 @@ from netprism.discarding import ALPHA, Method, strict_information_discarding
 from netprism.figures import discarding as figures
 from netprism.loggers import publish
 from netprism.modules import module_names
+from netprism.processes import everywhere
 from netprism.reconstruction import reconstruction_uncertainty
 from netprism.sensitivity import jacobian_norms
 
@@ -267,11 +267,8 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         return paths
 
 
-def _gather(batches: dict[int, Maps]) -> Maps:
+def _gather(own: dict[int, Maps]) -> Maps:
     """The batches of all ranks, put together in their order."""
-    if dist.is_available() and dist.is_initialized():
-        everywhere: list[dict[int, Maps]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everywhere, batches)
-        batches = {number: maps for ranks in everywhere for number, maps in ranks.items()}
+    batches = {number: maps for share in everywhere(own) for number, maps in share.items()}
     ordered = [batches[number] for number in sorted(batches)]
     return {key: torch.cat([maps[key] for maps in ordered]) for key in ordered[0]}

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from netprism.callbacks.probe import Probe, callable_and_network, forward, together
 from netprism.callbacks.probe_data import ProbeData, inputs_and_labels, probe_data
-from netprism.callbacks.region_data import Seen, everywhere, gathered, images_of_classes, last_linear, sides_of
+from netprism.callbacks.region_data import Seen, gathered, images_of_classes, last_linear, sides_of
 from netprism.figures import knowledge as figures
 from netprism.loggers import is_dry_run, publish
+from netprism.processes import everywhere
 from netprism.projection import (
     Projection,
     descend,

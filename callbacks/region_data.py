@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from netprism.callbacks.probe_data import ProbeData, targets_of
 from netprism.modules import module_names
-
-T = TypeVar("T")
+from netprism.processes import everywhere
 
 
 @dataclass(frozen=True)
@@ -93,15 +90,6 @@ def gathered(own: Mapping[int, Seen], categories: Sequence[int], device: torch.d
         torch.cat([batch.logits for batch in ordered])[:, chosen].to(device),
         torch.searchsorted(chosen, torch.cat([batch.labels for batch in ordered]).cpu()).to(device),
     )
-
-
-def everywhere(own: T) -> list[T]:
-    """What each process has; to be called on all of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    everything: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everything, own)
-    return everything
 
 
 def last_linear(network: nn.Module) -> str:

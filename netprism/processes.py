@@ -1,13 +1,15 @@
-"""Sums over the processes of a distributed training."""
+"""Sums over the processes of a distributed training, and what each of them has."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.autograd.function import BackwardCFunction, FunctionCtx
+
+T = TypeVar("T")
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -22,6 +24,15 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if not (dist.is_available() and dist.is_initialized()):
         return values
     return cast(Tensor, _SumOverProcesses.apply(values))
+
+
+def everywhere(own: T) -> list[T]:
+    """What each process has, by rank, on each of them; all have to call it. Tensors should be on the CPU."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own]
+    everything: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everything, own)
+    return everything
 
 
 class _SumOverProcesses(torch.autograd.Function):
