@@ -1,6 +1,17 @@
 """Per-epoch probes for any LightningModule, and what a run prints at its end."""
 
+from netprism.callbacks.complexity_penalty import ComplexityPenalty
+from netprism.callbacks.feature_components import FeatureComponents
 from netprism.callbacks.gating_entropy import GatingEntropy
+from netprism.callbacks.information_discarding import InformationDiscarding
+from netprism.callbacks.knowledge_points import KnowledgePoints
 from netprism.callbacks.run_summary import RunSummary
 
-__all__ = ["GatingEntropy", "RunSummary"]
+__all__ = [
+    "ComplexityPenalty",
+    "FeatureComponents",
+    "GatingEntropy",
+    "InformationDiscarding",
+    "KnowledgePoints",
+    "RunSummary",
+]

@@ -1,6 +1,6 @@
 """Networks to look into.
 
-Each has two tuples of names, both shallow to deep: `tap_points`, the modules worth looking at with
+Each that classifies has two tuples of names, both shallow to deep: `tap_points`, the modules worth looking at with
 :func:`netprism.taps.tap`, and `gating_layers`, what :func:`netprism.gates.record_gates` calls its ReLUs.
 """
 

@@ -1,0 +1,119 @@
+"""Shapley values: what each player of a game is worth, on average over all orders in which players can join."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EXACT_PLAYERS = 12  # 4096 coalitions; one player more doubles them
+DEFAULT_SAMPLES = 1000  # permutations, where there are too many players for all coalitions
+
+Value = Callable[[Tensor], Tensor]
+
+
+class Estimate(NamedTuple):
+    """Shapley values `(L,)` and the standard error of each `(L,)`, both float64."""
+
+    values: Tensor
+    standard_error: Tensor
+
+
+def shapley_values(value: Value, players: int, samples: int | None = None, *, seed: int = 0) -> Tensor:
+    """The Shapley value of every player of a game.
+
+    `phi_i = sum over S without i of |S|! (L - |S| - 1)! / L! * (v(S + i) - v(S))`; the sum over players is
+    v(all) - v(none), to rounding in float64, exact or sampled.
+
+    Args:
+        value: v. Takes coalitions, bool `(m, L)` on the CPU, true for the players in it; returns the value of each,
+            `(m,)`. It is asked once for all coalitions that are needed: `2^L` if exact, else up to
+            `samples * (L - 1) + 2`, none twice.
+        players: L, at least 1.
+        samples: permutations to draw. None: exact for up to 12 players, beyond that 1000 permutations.
+        seed: of the permutations.
+
+    Returns:
+        `(L,)` float64 on the CPU, in the unit of `value`. `sampled_shapley_values` also gives standard errors.
+
+    Raises:
+        ValueError: fewer than one player, fewer than two samples, or values of another shape or not finite.
+
+    Source: "A Value for n-Person Games" (Shapley, 1953).
+
+    Example:
+        >>> shapley_values(lambda coalitions: coalitions.sum(1) ** 2, players=3).tolist()
+        [3.0, 3.0, 3.0]
+    """
+    if players < 1:
+        raise ValueError(f"players is {players}; expected 1 or more")
+    if samples is not None or players > EXACT_PLAYERS:
+        return sampled_shapley_values(value, players, samples or DEFAULT_SAMPLES, seed=seed).values
+    members = all_coalitions(players)
+    worth = _ask(value, members)
+    size = members.sum(dim=1)
+    # weights[s] of a coalition with s players: 1 / (L * binomial(L - 1, s))
+    weights = torch.tensor([1 / (players * math.comb(players - 1, s)) for s in range(players)], dtype=torch.float64)
+    codes = torch.arange(2**players)
+    values = torch.empty(players, dtype=torch.float64)
+    for player in range(players):
+        without = codes[~members[:, player]]
+        values[player] = (weights[size[without]] * (worth[without + 2**player] - worth[without])).sum()
+    return values
+
+
+def sampled_shapley_values(value: Value, players: int, samples: int = DEFAULT_SAMPLES, *, seed: int = 0) -> Estimate:
+    """Shapley values from random permutations: the mean gain when a player joins those before it.
+
+    Unbiased, with the error of a mean: it falls as 1 / sqrt(samples).
+
+    Args:
+        value: as in `shapley_values`.
+        players: L, at least 1.
+        samples: permutations, at least 2, drawn with replacement.
+        seed: of the permutations.
+
+    Returns:
+        `.values` and `.standard_error`, each `(L,)` float64 on the CPU.
+
+    Raises:
+        ValueError: as in `shapley_values`.
+
+    Source: "Polynomial Calculation of the Shapley Value Based on Sampling" (Castro, Gomez, Tejada, 2009), section 3.
+    """
+    if players < 1 or samples < 2:
+        raise ValueError(f"players is {players} and samples {samples}; expected 1 or more, and 2 or more")
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(samples, players, generator=generator).argsort(dim=1)
+    position = order.argsort(dim=1)
+    # (samples, L + 1, L): who is in before the first, the second, ... and after the last player has joined
+    prefixes = position.unsqueeze(1) < torch.arange(players + 1).view(1, -1, 1)
+    members, place = prefixes.flatten(0, 1).unique(dim=0, return_inverse=True)
+    worth = _ask(value, members)[place].view(samples, players + 1)
+    gains = worth.diff(dim=1).gather(1, position)
+    return Estimate(gains.mean(dim=0), gains.std(dim=0) / math.sqrt(samples))
+
+
+def all_coalitions(players: int) -> Tensor:
+    """Bool `(2^L, L)`: coalition k has the players whose bits are set in k.
+
+    Example:
+        >>> all_coalitions(2).int().tolist()
+        [[0, 0], [1, 0], [0, 1], [1, 1]]
+    """
+    return (torch.arange(2**players).unsqueeze(1) >> torch.arange(players)) % 2 == 1
+
+
+def _ask(value: Value, members: Tensor) -> Tensor:
+    """The values of coalitions, in float64."""
+    worth = torch.as_tensor(value(members)).detach().to("cpu", torch.float64)
+    if worth.shape != (len(members),):
+        raise ValueError(f"value returned shape {tuple(worth.shape)} for {len(members)} coalitions; one number each")
+    if not worth.isfinite().all():
+        first = int((~worth.isfinite()).nonzero()[0])
+        coalition = members[first].nonzero().flatten().tolist()
+        raise ValueError(f"the value of coalition {coalition} is {float(worth[first])}; expected a finite number")
+    return worth
