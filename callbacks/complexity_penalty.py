@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,7 +36,12 @@ class ComplexityPenalty(pl.Callback):
 
     Values without log Z can be negative, and drift as the energy models learn: compare networks by `GatingEntropy`.
     With `prior_only` there is no gap and no acceptance. At the end of the training, `penalty_curves.png` goes to
-    `<log_dir>/figures`.
+    `<log_dir>/figures`. Each `fit` starts with new energy models and an empty history, but for those of a checkpoint.
+
+    Gates count in modules with parameters, among them the LightningModule's own `forward`. Each call of such a module
+    from `training_step` is a forward pass, and a layer that several passes call (two views of an image) is penalised
+    on all of them. Gates in `training_step` itself or in a loss function, such as a hinge, count only if `layers` names
+    them: `training_step:relu#0`. What runs without gradients (a teacher) does not count.
 
     Works in one process or many, with mixed precision, gradient accumulation (every micro-batch is penalised) and
     clipping. Compiled modules run eagerly in the steps that are penalised.
@@ -68,11 +74,11 @@ class ComplexityPenalty(pl.Callback):
                 raise ValueError(f"{option} is {value}; expected a number >= {least}")
         self.lambda_, self.layers, self.losses = lambda_, layers, losses
         self.every_n_steps, self.warmup_steps, self.options = every_n_steps, warmup_steps, options
-        self.loss = ComplexityLoss(
-            nn.Identity(), layers, **options
-        )  # refuses wrong options now; setup makes the real one
+        self.loss = ComplexityLoss(nn.Identity(), layers, **options)  # refuses wrong options; setup makes the real one
         self.history: list[dict[str, float]] = []  # one row an epoch, without the prefix
-        self._unwrap: Callable[[], None] | None = None
+        self._step: _PenalisedStep | None = None
+        self._sums: Tensor | None = None  # of this process and epoch: value * samples of every key, and samples
+        self._validated = False  # in this epoch
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Wraps `training_step`: before DDP wraps the module, and before a checkpoint brings the state back."""
@@ -84,13 +90,10 @@ class ComplexityPenalty(pl.Callback):
                 "netprism.losses.ComplexityLoss in its training_step"
             )
         self._release()
-        self.history = []
-        step = _TrainingStep(pl_module)
-        self.loss = ComplexityLoss(step, self.layers, **self.options)
-        own = vars(pl_module).get("training_step")  # a compiled module has one
-        penalised = functools.partial(self._penalised, trainer, pl_module, step)
-        pl_module.training_step = functools.wraps(step.run)(penalised)  # type: ignore[method-assign]
-        self._unwrap = functools.partial(_put_back, pl_module, own)
+        self.history, self._sums, self._validated = [], None, False
+        self._step = _PenalisedStep(pl_module, functools.partial(self._penalised, trainer, pl_module))
+        self.loss = ComplexityLoss(self._step.step, self.layers, **self.options)
+        pl_module.training_step = self._step  # type: ignore[method-assign]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leaves the module as it was."""
@@ -100,14 +103,21 @@ class ComplexityPenalty(pl.Callback):
         """The same, where Lightning does not call `teardown`."""
         self._release()
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes that there is a test loss of this epoch."""
+        self._validated = not trainer.sanity_checking
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the train-test gap, and keeps the epoch's values for the figure."""
-        metrics = trainer.callback_metrics
-        values = {key.removeprefix("penalty/"): value for key, value in metrics.items() if key.startswith("penalty/")}
+        """Logs the epoch's means and the train-test gap, and keeps them for the figure."""
+        values = self._means(trainer)
         train, test = self.losses
-        if train in metrics and test in metrics:
+        metrics = trainer.callback_metrics
+        if self._validated and train in metrics and test in metrics:
             values["train_test_gap"] = metrics[test] - metrics[train]
-            pl_module.log("penalty/train_test_gap", values["train_test_gap"], sync_dist=True)
+        for key, value in values.items():
+            reduce: Any = "max" if key == "skipped" else "mean"
+            pl_module.log(f"penalty/{key}", value, reduce_fx=reduce, sync_dist=True)
+        self._validated = False
         self.history.append({"epoch": trainer.current_epoch} | {key: float(value) for key, value in values.items()})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -124,54 +134,90 @@ class ComplexityPenalty(pl.Callback):
         self.history = state_dict["history"]
 
     def _penalised(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: _TrainingStep, *args: Any, **kwargs: Any
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: nn.Module, *args: Any, **kwargs: Any
     ) -> Any:  # noqa: ANN401 - whatever training_step returns
-        # Without gradients it is somebody's validation_step that calls training_step.
-        due = torch.is_grad_enabled() and trainer.global_step % self.every_n_steps == 0
-        if not due and not self.loss.swish:
+        if not trainer.training:  # somebody's validation_step calls training_step
             return step(*args, **kwargs)
-        with self.loss.watch(relative_to=_network(pl_module)):
+        if trainer.global_step % self.every_n_steps:
+            with self.loss.smooth():
+                return step(*args, **kwargs)
+        with self.loss.watch(parts_of=pl_module, relative_to=_network(pl_module)):
             output = step(*args, **kwargs)
-        if not due or output is None:  # None: Lightning skips the batch
-            return output
+        if output is None:  # Lightning skips the batch
+            return None
         complexity = self.loss()
-        self._log(pl_module)
+        self._add_up()
         if self.lambda_ == 0 or trainer.global_step < self.warmup_steps:
             return output
-        if isinstance(output, Mapping):
-            return {**output, "loss": output["loss"] + self.lambda_ * complexity}
-        return output + self.lambda_ * complexity
+        if not isinstance(output, Mapping):
+            return output + self.lambda_ * complexity
+        if "loss" not in output:  # Lightning has a message for that
+            return output
+        return {**output, "loss": output["loss"] + self.lambda_ * complexity}
 
-    def _log(self, pl_module: pl.LightningModule) -> None:
-        values = {f"penalty/{key}": value for key, value in self.loss.report.items()}
-        how: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True, "batch_size": self.loss.samples}
-        pl_module.log("penalty/skipped", values.pop("penalty/skipped"), reduce_fx="max", **how)
-        pl_module.log_dict(values, **how)
+    def _add_up(self) -> None:
+        values = [value for key, value in self.loss.report.items() if key != "skipped"]
+        sums = torch.stack([*values, torch.ones_like(values[0])]) * self.loss.samples
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def _means(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        """Over all samples of the epoch and of all processes.
+
+        Lightning's own mean over processes is wrong where these have seen different numbers of samples (2.6.6).
+        """
+        sums, self._sums = self._sums, None
+        if sums is None:  # no step was penalised
+            return {}
+        sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        means = sums[:-1] / sums[-1]
+        keys = [key for key in self.loss.report if key != "skipped"]
+        return {"skipped": self.loss.report["skipped"]} | dict(zip(keys, means, strict=True))
 
     def _release(self) -> None:
-        if self._unwrap is not None:
-            self._unwrap()
-            self._unwrap = None
+        if self._step is not None:
+            self._step.take_off()
+            self._step = None
 
 
 class _TrainingStep(nn.Module):
-    """A training step as a module: what happens in it is a forward pass, whichever networks it calls, and how."""
+    """A training step as a module: what happens in it is seen, whichever networks it calls, and how."""
 
     def __init__(self, pl_module: pl.LightningModule) -> None:
         super().__init__()
-        self.module, self.run = pl_module, pl_module.training_step
+        self.pl_module, self.run = pl_module, pl_module.training_step
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
         return self.run(*args, **kwargs)
+
+
+class _PenalisedStep:
+    """What stands in the place of a module's `training_step`; a copy of the module gets the plain one."""
+
+    def __init__(self, pl_module: pl.LightningModule, penalised: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, pl_module.training_step)  # Lightning looks at its arguments
+        self._own = vars(pl_module).get("training_step")  # a compiled module has one
+        self.step, self._penalised = _TrainingStep(pl_module), penalised
+        self._plain = pl_module.training_step
+        self._on = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever training_step returns
+        return self._penalised(self.step, *args, **kwargs) if self._on else self._plain(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        return copy.deepcopy(self._plain, memo)
+
+    def take_off(self) -> None:
+        """Puts back what was there. Where somebody has wrapped this in turn, it stays as a mere passage."""
+        module = self.step.pl_module
+        self._on = False
+        if vars(module).get("training_step") is self:
+            del module.training_step
+            if self._own is not None:
+                module.training_step = self._own  # type: ignore[method-assign]
+        del self.step.pl_module, self.step.run, self._penalised  # the callback lets go of the module
 
 
 def _network(pl_module: pl.LightningModule) -> nn.Module:
     """The part from which layers are named: where all parameters are in one network, that one."""
     networks = [child for child in pl_module.children() if any(True for _ in child.parameters())]
     return networks[0] if len(networks) == 1 else pl_module
-
-
-def _put_back(pl_module: pl.LightningModule, own: Callable[..., Any] | None) -> None:
-    del pl_module.training_step
-    if own is not None:
-        pl_module.training_step = own  # type: ignore[method-assign]

@@ -183,9 +183,12 @@ class GateEnergy(nn.Module):
         super().__init__()
         if sampler not in get_args(Sampler):
             raise ValueError(f"unknown sampler {sampler!r}; allowed: {', '.join(get_args(Sampler))}")
-        for option, number in (("chains", chains), ("steps", steps), ("sizes", min(shape, default=0))):
+        numbers = {"chains": chains, "steps": steps, "sizes": min(shape, default=0), "widths": min(widths, default=1)}
+        for option, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{option} of an energy model of gates {shape}: {number}; expected a number >= 1")
+        if not 0 <= l2 < math.inf:
+            raise ValueError(f"l2 is {l2}; expected a number >= 0")
         self.shape, self.prior_only, self.sampler, self.seed = tuple(shape), prior_only, sampler, seed
         self.steps, self.flip, self.step_size, self.l2 = steps, flip, step_size, l2
         self.fits = 0

@@ -11,21 +11,20 @@ Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
+from torch.autograd.function import once_differentiable
 
 from netprism.energy import GateEnergy, Sampler
-from netprism.gate_calls import GateCall, watch_gates
-from netprism.gates import select_layers
+from netprism.soft_gates import SoftGates, SwishForReLU, changed_shape, watch_soft_gates
 
 Forward = Literal["relu", "swish"]
-EXPLODED = 1e6  # nats of f; those of well-fitted layers stay below 100
+EXPLODED = 1e3  # nats of f a gate; those of well-fitted layers stay below 100 in all
 PATIENCE = 10  # steps in a row that a layer may be left out, and steps between two looks, each of which waits for a GPU
 
 
@@ -46,12 +45,15 @@ class ComplexityLoss(nn.Module):
     With `torch.distributed` their gradients and rates are averaged over all processes, so all must call this equally
     often. Everything here is float32, also under autocast, and no global random number is drawn.
 
-    Several forward passes in one `watch` count as one with all their samples; passes without gradients (validation, a
-    teacher) do not count. Non-reentrant activation checkpointing works; its soft gates are kept, not recomputed.
-    Compiled models run eagerly inside `watch`.
+    Several forward passes in one `watch` count as one with all their samples. Calls without gradients (a teacher) do
+    not count. In eval mode nothing is fitted, and `watch` in a block without gradients gives the value alone; before
+    the first training batch it is that of untrained energy models, or of the checkpoint's.
+
+    Non-reentrant activation checkpointing works, but not with "swish"; layers in reentrant checkpointing run without
+    gradients. Compiled models run eagerly inside `watch`.
 
     Cost: `netprism.energy.GateEnergy`, for each layer; a float32 a gate and sample until the backward pass. The first
-    pass keeps those of all layers until it knows the last four.
+    block keeps those of all layers until it knows the last four.
 
     Args:
         model: its own `forward` has to be called in `watch`. It does not become a submodule.
@@ -75,8 +77,9 @@ class ComplexityLoss(nn.Module):
             out) and, per layer, `energy/<layer>`, `energy_gap/<layer>` and `acceptance/<layer>`.
 
     Raises:
-        ValueError: an impossible option; a layer that does not exist, changes its shape between batches, runs without
-            gradients or in one pass only; no layer depends on a parameter that trains.
+        ValueError: an impossible option; a layer that does not exist, changes its shape, was named and runs without
+            gradients, or is not called each time; no layer depends on a parameter that trains; an empty batch; a
+            checkpoint of other layers or options.
         RuntimeError: no gate was seen, or no pass with gradients.
         FloatingPointError: a layer's gates or energies were not finite ten times in a row. Until then the layer is
             left out, and counted.
@@ -100,7 +103,7 @@ class ComplexityLoss(nn.Module):
     ) -> None:
         super().__init__()
         for option, value in (("beta", beta), ("energy_lr", energy_lr)):
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(f"{option} is {value}; expected a number > 0")
         if forward not in get_args(Forward):
             raise ValueError(f"unknown forward {forward!r}; allowed: {', '.join(get_args(Forward))}")
@@ -114,40 +117,51 @@ class ComplexityLoss(nn.Module):
             "prior_only": prior_only, "widths": tuple(widths), "sampler": sampler, "chains": chains,
             "steps": sampler_steps, "l2": l2,
         }  # fmt: skip
+        if layers == 0 or layers == []:
+            raise ValueError(f"layers={layers} chooses none; give names, n for the first n, -n for the last n, or None")
         GateEnergy((1,), **self._options)  # its errors now, and not with the first batch
         self._energies: dict[str, GateEnergy] = {}
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] = {}
-        self._pass: dict[str, Tensor | None] = {}
-        self._passes: list[dict[str, Tensor]] = []
+        self._seen: SoftGates | None = None
 
     @contextmanager
-    def watch(self, relative_to: nn.Module | None = None) -> Iterator[None]:
+    def watch(self, parts_of: nn.Module | None = None, relative_to: nn.Module | None = None) -> Iterator[None]:
         """Collects the gates of the model's forward passes in the block, for the call that follows.
 
         Args:
+            parts_of: a part of the model; each call of it, or of a module in it, then counts as a forward pass.
             relative_to: a part of the model as seen from which its layers are named.
         """
         (model,) = self._model
-        self._passes = []
-        with ExitStack() as stack:
-            if self.swish:  # outside the watcher, which sees the ReLU first
-                stack.enter_context(_SwishForReLU(self.beta))
-            stack.enter_context(watch_gates(model, self._visit, relative_to=relative_to, end_of_pass=self._end_of_pass))
-            yield
+        self._seen = None
+        gradients = self.training or torch.is_grad_enabled()
+        with self.smooth():  # outside the watcher, which sees the ReLU first
+            with watch_soft_gates(
+                model, self.beta, chosen=self.layers, gradients=gradients, parts_of=parts_of, relative_to=relative_to
+            ) as seen:
+                yield
+        if not seen.passes:
+            return
+        self._seen = seen
+        if self.training and not self.layers:
+            self.layers = seen.choose(self._wanted)
+
+    def smooth(self) -> AbstractContextManager[object]:
+        """Replaces ReLUs as `watch` does, where `forward` is "swish", and collects nothing."""
+        return SwishForReLU(self.beta) if self.swish else nullcontext()
 
     def forward(self) -> Tensor:
         """Fits the energy models, unless in eval mode, and returns the complexity of the gates seen, in nats."""
-        gates = self._collected()
+        gates = self._gates()
         self.samples = len(next(iter(gates.values())))
         with torch.autocast(next(iter(gates.values())).device.type, enabled=False):
-            self._prepare(gates)
+            energies = self._prepared(gates)
             if self.training:
                 self._fit(gates)
-            terms, sound = zip(
-                *(_frozen_term(energy, gates[name]) for name, energy in self._energies.items()), strict=True
-            )
-        self._look_for_trouble(torch.stack(sound))
+            terms, sound = zip(*(_frozen_term(energies[name], g, self.beta) for name, g in gates.items()), strict=True)
+        if self.training:
+            self._look_for_trouble(torch.stack(sound))
         complexity = torch.stack(terms).sum()
         self.report["complexity"] = complexity.detach()
         self.report |= {f"energy/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
@@ -167,80 +181,72 @@ class ComplexityLoss(nn.Module):
         """Keeps the state for the first batch, which brings the device."""
         self._restored, self._energies = state, {}
 
-    def _visit(self, call: GateCall) -> None:
-        if self.layers and call.layer not in self.layers:
-            return
-        if not torch.is_grad_enabled():
-            self._pass[call.layer] = None
-            return
-        # Identity hooks keep what is saved here out of the books of activation checkpointing, which would miss it in
-        # its recomputation. The sigmoid saves its output, so that an in-place ReLU may overwrite the input.
-        with saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
-            self._pass[call.layer] = torch.sigmoid(call.input.float() * self.beta)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint of the same model without its complexity loads, too: the energy models then start anew."""
+        missing_keys: list[str] = args[2]
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        key = f"{prefix}_extra_state"
+        if key in missing_keys:
+            missing_keys.remove(key)
 
-    def _end_of_pass(self, completed: bool) -> None:
-        seen, self._pass = self._pass, {}
-        if not completed or not torch.is_grad_enabled():
-            return
-        self.layers = self.layers or tuple(select_layers(list(seen), self._wanted))
-        for name in self.layers:
-            if name not in seen:
-                raise ValueError(f"gating layer {name!r} was called in one forward pass and not in another")
-        soft = {name: gates for name in self.layers if (gates := seen[name]) is not None}
-        if len(soft) < len(self.layers):
-            name = next(name for name in self.layers if name not in soft)
-            raise ValueError(
-                f"gating layer {name!r} runs without gradients: choose others with layers=, and checkpoint activations "
-                "with use_reentrant=False"
-            )
-        if not any(gates.requires_grad for gates in soft.values()):
-            raise ValueError(f"no parameter that trains is before the gating layers {', '.join(soft)}")
-        self._passes.append(soft)
-
-    def _collected(self) -> dict[str, Tensor]:
-        """The soft gates of all passes by layer, `(N, d)` or `(N, C, ...)`; they are forgotten here."""
-        passes, self._passes = self._passes, []
-        if not passes:
+    def _gates(self) -> dict[str, Tensor]:
+        """The soft gates of all passes by layer; they are forgotten here."""
+        seen, self._seen = self._seen, None
+        if seen is None:
             raise RuntimeError("no forward pass with gradients was seen: call the model inside watch(), once per call")
-        gates = {name: [soft[name] for soft in passes] for name in self.layers}
-        return {name: _as_maps_or_flat(g[0] if len(g) == 1 else torch.cat(g)) for name, g in gates.items()}
+        # In eval mode before any training: those of the checkpoint, else as chosen, which training need not stick to.
+        return seen.take(self.layers or tuple(self._restored.get("energies", ())) or seen.choose(self._wanted))
 
-    def _prepare(self, gates: Mapping[str, Tensor]) -> None:
-        """Makes the energy models at the first batch, or again where the gates have moved to another device."""
+    def _prepared(self, gates: Mapping[str, Tensor]) -> dict[str, GateEnergy]:
+        """The energy models: made at the first batch, or again where the gates have moved to another device."""
         device = next(iter(gates.values())).device
-        if not self._energies or device != self._skipped.device:
-            self._restored = self.get_extra_state()
-            self._make_energies({name: tuple(g.shape[1:]) for name, g in gates.items()}, device)
-        for name, energy in self._energies.items():
+        if self._energies and device != self._skipped.device:
+            self._restored, self._energies = self.get_extra_state(), {}
+        energies = self._energies or self._made({name: tuple(g.shape[1:]) for name, g in gates.items()}, device)
+        for name, energy in energies.items():
             if gates[name].shape[1:] != energy.shape:
-                raise ValueError(
-                    f"gating layer {name!r} changed its shape from {energy.shape} to {tuple(gates[name].shape[1:])}: "
-                    "give inputs of one size, or choose other layers"
-                )
+                raise changed_shape(name, energy.shape, tuple(gates[name].shape[1:]))
+        if self.training and not self._energies:
+            self._start(energies, device)
+        return energies
 
-    def _make_energies(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> None:
-        self._energies = {
+    def _made(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, GateEnergy]:
+        energies = {
             name: GateEnergy(shape, seed=self.seed + number, **self._options).to(device)
             for number, (name, shape) in enumerate(shapes.items())
         }
+        if self._restored:
+            self._restore(energies)
+        return energies
+
+    def _restore(self, energies: dict[str, GateEnergy]) -> None:
+        restored = self._restored["energies"]
+        if list(restored) != list(energies):
+            found, chosen = ", ".join(restored), ", ".join(energies)
+            raise ValueError(f"the checkpoint has energy models of the layers {found}; those chosen are {chosen}")
+        for name, energy in energies.items():
+            try:
+                energy.load_state_dict(restored[name])
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the checkpoint's energy model of layer {name!r} does not fit: give the widths, prior_only, "
+                    "chains and size of inputs that it was made with"
+                ) from error
+
+    def _start(self, energies: dict[str, GateEnergy], device: torch.device) -> None:
+        restored, self._restored, self._energies = self._restored, {}, energies
         parameters = self._parameters_of_energies()
         self._optimizer = torch.optim.Adam(parameters, lr=self.energy_lr) if parameters else None
-        self._skipped = torch.zeros(len(shapes), dtype=torch.long, device=device)
+        self._skipped = torch.zeros(len(energies), dtype=torch.long, device=device)
         self._in_a_row = torch.zeros_like(self._skipped)
         self._calls = 0
-        if self._restored:
-            self._restore()
-
-    def _restore(self) -> None:
-        restored, self._restored = self._restored, {}
-        if list(restored["energies"]) != list(self._energies):
-            found, chosen = ", ".join(restored["energies"]), ", ".join(self._energies)
-            raise ValueError(f"the checkpoint has energy models of the layers {found}; those chosen are {chosen}")
-        for name, state in restored["energies"].items():
-            self._energies[name].load_state_dict(state)
+        if not restored:
+            return
+        self._skipped += restored["skipped"].to(device)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(restored["optimizer"])
-        self._skipped += restored["skipped"].to(self._skipped.device)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.energy_lr  # and not the checkpoint's
 
     def _parameters_of_energies(self) -> list[nn.Parameter]:
         return [parameter for energy in self._energies.values() for parameter in energy.parameters()]
@@ -275,25 +281,6 @@ class ComplexityLoss(nn.Module):
                     )
 
 
-class _SwishForReLU(TorchFunctionMode):
-    """Every ReLU becomes input * sigmoid(beta * input), also one in place."""
-
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        self._beta = beta
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in ("relu", "relu_"):
-            return func(*args, **kwargs)
-        x = args[0] if args else kwargs["input"]
-        if name == "relu" and not kwargs.get("inplace", len(args) > 1 and args[1]):
-            return x * torch.sigmoid(x * self._beta)
-        before = x.clone()
-        return x.copy_(before * torch.sigmoid(before * self._beta))
-
-
 class _WithSlope(torch.autograd.Function):
     """A value whose gradient with respect to the gates is known already."""
 
@@ -303,30 +290,33 @@ class _WithSlope(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401 - torch's signature
         (slope,) = ctx.saved_tensors
         return gradients[0] * slope, None, None
 
 
-def _frozen_term(energy: GateEnergy, gates: Tensor) -> tuple[Tensor, Tensor]:
+def _frozen_term(energy: GateEnergy, gates: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """-log p of soft gates, averaged over samples and without log Z, and whether it is finite; if not, it is 0.
 
-    The gradient is taken here, so that the activations of f need not wait for the backward pass, and a gradient that
-    is not finite can be left out without waiting for a GPU to say so.
+    The gradient is taken here, as far as the inputs of the gates, which is what the gates' backward pass expects. So
+    the activations of f need not wait for it, and a gradient that is not finite can be left out without waiting for a
+    GPU to say so.
     """
-    with torch.enable_grad():
-        leaf = gates.detach().requires_grad_()
+    learns = gates.requires_grad
+    with torch.set_grad_enabled(learns):
+        leaf = gates.detach().requires_grad_(learns)
         f = energy.f(leaf)
         value = -(f + energy.log_prior(leaf)).mean()
-        (slope,) = torch.autograd.grad(value, leaf)
-    sound = (f.detach().abs().amax() < EXPLODED) & slope.abs().amax().isfinite() & energy.sound.to(f.device)
+    sound = (f.detach().abs().amax() < EXPLODED * leaf[0].numel()) & value.detach().isfinite()
+    if not learns:
+        return torch.where(sound, value, 0.0), sound
+    (slope,) = torch.autograd.grad(value, leaf)
+    leaf = leaf.detach()
+    slope *= beta * leaf * (1 - leaf)
+    sound = sound & slope.abs().amax().isfinite() & energy.sound.to(f.device)
     term: Tensor = _WithSlope.apply(gates, torch.where(sound, value.detach(), 0.0), torch.where(sound, slope, 0.0))
     return term, sound
-
-
-def _as_maps_or_flat(gates: Tensor) -> Tensor:
-    """(N, d), or (N, C, H, W) and the like; what is neither, such as (N, tokens, features), becomes flat."""
-    return gates if gates.dim() == 2 or gates.dim() > 3 else gates.view(len(gates), -1)
 
 
 def _average_over_processes(gradients: Sequence[Tensor]) -> Sequence[Tensor]:

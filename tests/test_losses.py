@@ -1,3 +1,4 @@
+import gc
 import math
 from functools import partial
 
@@ -250,11 +251,119 @@ def test_activation_checkpointing_gives_the_same_gradients():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_reentrant_checkpointing_is_refused():
+def test_layers_in_reentrant_checkpointing_run_without_gradients():
     net = Checkpointed()
     net.reentrant = True
+    x = inputs().requires_grad_()
+    assert seen(net, x).layers == (":relu#0",)
     with pytest.raises(ValueError, match="'relu1' runs without gradients.*use_reentrant=False"):
-        seen(net, inputs().requires_grad_())
+        seen(net, x, layers=["relu1"])
+
+
+def test_swish_refuses_checkpointing():
+    with pytest.raises(ValueError, match="does not go with activation checkpointing"):
+        seen(Checkpointed(), inputs(), forward="swish")
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_no_tensor_stays_alive_without_a_backward_pass(called):
+    net, alive = Net(), []
+    loss = ComplexityLoss(net, widths=NARROW)
+    for _ in range(6):
+        with loss.watch():
+            net(inputs())
+        if called:
+            loss()
+        gc.collect()
+        alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert alive[2] == alive[-1]
+
+
+def test_passes_without_gradients_take_no_number():
+    net = nn.Sequential(nn.Linear(5, 4), relu := nn.ReLU(), nn.Linear(4, 5), relu)
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.net(x)
+            return self.net(x)
+
+    looking = seen(Looks(), inputs())
+    assert looking.layers == ("net.1", "net.1#1")
+    assert looking() == seen(net, inputs())()
+
+
+def test_a_layer_left_out_sends_no_nan():
+    net = Net()
+    loss = seen_and_called(net)
+    broken = inputs()
+    broken[0, 0] = float("nan")
+    with loss.watch():
+        net(broken)
+    gradients = torch.autograd.grad(loss(), [net.fc1.bias, net.fc2.bias])
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_value_without_gradients_in_eval_mode(trained):
+    net = Net()
+    loss = seen_and_called(net) if trained else ComplexityLoss(net, widths=NARROW)
+    fits = [energy.fits for energy in energies(loss)]
+    values = []
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        loss.eval()
+        with context():
+            with loss.watch():
+                net(inputs(3))
+            values.append(loss().item())
+    assert values[0] == values[1] == values[2]
+    assert trained or values[0] == pytest.approx(11 * math.log(2), rel=1e-3), "the prior of 7 + 4 gates"
+    assert [energy.fits for energy in energies(loss)] == fits
+    loss.train()
+    with loss.watch():
+        net(inputs())
+    assert loss().requires_grad
+
+
+def test_a_resumed_fit_takes_the_new_rate_and_refuses_other_models():
+    state = seen_and_called(Net(), energy_lr=0.1).state_dict()
+
+    def resumed(**options):
+        loss = ComplexityLoss(net := Net(), **({"widths": NARROW} | options))
+        loss.load_state_dict(state)
+        with loss.watch():
+            net(inputs())
+        loss()
+        return loss
+
+    assert resumed(energy_lr=1e-4)._optimizer.param_groups[0]["lr"] == 1e-4
+    for options in ({"widths": (4, 4)}, {"prior_only": True}, {"chains": 3}):
+        with pytest.raises(ValueError, match="energy model of layer 'relu1' does not fit: give the widths"):
+            resumed(**options)
+
+
+def test_a_checkpoint_from_before_the_loss_was_added():
+    owner = nn.Module()
+    owner.net = Net()
+    state = owner.state_dict()
+    owner.complexity = ComplexityLoss(owner.net, widths=NARROW)
+    owner.load_state_dict(state)
+
+
+def test_tokens_that_are_not_contiguous():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return F.relu(self.linear(x).transpose(1, 2))
+
+    assert seen(Tokens(), torch.randn(3, 6, 5, generator=generator()))().isfinite()
 
 
 def test_a_frozen_network_is_refused():
@@ -335,6 +444,13 @@ def test_what_cannot_be_is_said_in_a_line():
     with pytest.raises(RuntimeError, match="saw no gate"):
         seen(nn.Linear(5, 2), inputs())
     for options, message in (
+        ({"beta": float("inf")}, "beta is inf; expected a number > 0"),
+        ({"energy_lr": float("nan")}, "energy_lr is nan; expected a number > 0"),
+        ({"l2": -1.0}, "l2 is -1.0; expected a number >= 0"),
+        ({"l2": float("nan")}, "l2 is nan; expected a number >= 0"),
+        ({"layers": []}, r"layers=\[\] chooses none"),
+        ({"widths": (8, 0)}, "widths of an energy model of gates .*: 0; expected a number >= 1"),
+        ({"layers": 0}, "layers=0 chooses none"),
         ({"beta": 0}, "beta is 0; expected a number > 0"),
         ({"energy_lr": -1.0}, "energy_lr is -1.0; expected a number > 0"),
         ({"forward": "gelu"}, "unknown forward 'gelu'; allowed: relu, swish"),
@@ -354,6 +470,11 @@ def test_a_shape_that_changes_is_an_error():
             loss()
     with pytest.raises(ValueError, match=r"gating layer '1' changed its shape from \(2, 6, 6\) to \(2, 8, 8\)"):
         loss()
+
+
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(ValueError, match=r"gating layer 'relu1' met an empty batch, of shape \(0, 7\)"):
+        seen(Net(), inputs(batch=0))
 
 
 def test_a_batch_of_one():

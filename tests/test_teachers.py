@@ -94,7 +94,7 @@ def test_half_a_file_and_something_else_are_refused(tmp_path):
         load_weights(small(), path)
     with pytest.raises(ValueError, match="no state dict"):
         load_weights(small(), save([1, 2], path))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint .*none.ckpt"):
         load_weights(small(), tmp_path / "none.ckpt")
 
 

@@ -1,4 +1,8 @@
+import copy
+import gc
+import threading
 import warnings
+import weakref
 
 import pytest
 import pytorch_lightning as pl
@@ -7,7 +11,8 @@ import torch.nn.functional as F
 import torchvision
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
-from strangers import Stranger, fit, images
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from strangers import Net, Stranger, fit, images, loaders
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -194,11 +199,208 @@ class Scattered(pl.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-def test_gates_in_the_training_step_itself(tmp_path):
-    _, trainer = trained(penalty(), folder=tmp_path, module=Scattered())
-    assert {key for key in logged(trainer) if "gap/" in key} == {
-        f"penalty/energy_gap/{n}" for n in ("body.2", ":relu#0")
+def test_gates_in_the_training_step_itself_count_where_they_are_named(tmp_path):
+    for layers, expected in ((-4, ["body.2"]), (["body", "training_step"], ["body.2", "training_step:relu#0"])):
+        _, trainer = trained(penalty(layers=layers), folder=tmp_path, module=Scattered(), max_epochs=1)
+        assert energy_keys(trainer) == expected
+
+
+def energy_keys(trainer):
+    return sorted(key.removeprefix("penalty/energy/") for key in logged(trainer) if "energy/" in key)
+
+
+class Forward(Stranger):
+    """A functional ReLU in the LightningModule's own forward, a hinge in the training step, two networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        self.criterion = Hinge()
+
+    def forward(self, x):
+        return {"logits": self.head(F.relu(super().forward(x)["logits"]))}
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self(x.clamp(min=0))["logits"]
+        right = logits.gather(1, y[:, None])
+        return F.relu(1 - right).mean() + self.criterion(1 + logits - right)
+
+
+class Hinge(nn.Module):
+    def forward(self, x):
+        return x.clamp(min=0).mean()
+
+
+def test_the_gates_of_a_loss_function_do_not_count(tmp_path):
+    _, trainer = trained(penalty(layers=None), folder=tmp_path, module=Forward(), max_epochs=1)
+    assert energy_keys(trainer) == [":relu#0", "model:relu#0", "model:relu#1"]
+
+
+class Distilled(Stranger):
+    """A teacher, and now and then a look at the network itself, without gradients and before the real pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = Net()
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        with torch.no_grad():
+            soft = self.teacher(x)["logits"]
+            if batch_idx % 2:
+                self.model(x)
+        logits = self.model(x)["logits"]
+        return F.cross_entropy(logits, y) + F.mse_loss(logits, soft)
+
+
+def test_what_runs_without_gradients_does_not_count(tmp_path):
+    callback = penalty()
+    _, trainer = trained(callback, folder=tmp_path, module=Distilled(), max_epochs=1)
+    assert energy_keys(trainer) == ["model:relu#0", "model:relu#1"]
+    with pytest.raises(ValueError, match="gating layer 'teacher' runs without gradients"):
+        trained(penalty(layers=["model", "teacher"]), folder=tmp_path, module=Distilled())
+
+
+class Views(Stranger):
+    """Consistency of two views of each image."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        first, second = self.model(x)["logits"], self.model(x.flip(3))["logits"]
+        return F.cross_entropy(first, y) + F.mse_loss(first, second)
+
+
+def test_two_passes_in_a_step_are_pooled(tmp_path):
+    loader = DataLoader(images(), 16)
+    callback = penalty(layers=-1)
+    torch.manual_seed(0)
+    fit(Views(), callback, folder=tmp_path, train=loader, max_steps=1)
+    torch.manual_seed(0)
+    module = Views()
+    explicit = ComplexityLoss(module.model, layers=-1, widths=NARROW, chains=8)
+    with explicit.watch():
+        module.training_step(next(iter(loader)), 0)
+    explicit()
+    assert callback.loss.layers == explicit.layers == (":relu#1",)
+    assert callback.loss.samples == explicit.samples == 32
+    assert callback.loss.report == explicit.report
+
+
+class Locked(pl.LightningDataModule):
+    """What cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def train_dataloader(self):
+        return DataLoader(images(), 16)
+
+    def val_dataloader(self):
+        return DataLoader(images(), 16)
+
+
+def test_a_copy_of_the_module_has_the_plain_step(tmp_path):
+    class Copies(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            self.copy = copy.deepcopy(module)
+
+    copies = Copies()
+    trainer = pl.Trainer(
+        max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", callbacks=[penalty(), WeightAveraging(), copies], default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Stranger(), datamodule=Locked())
+    assert copies.copy.training_step.__func__ is Stranger.training_step
+    assert copies.copy.training_step.__self__ is copies.copy
+
+
+class Validates(Stranger):
+    def validation_step(self, batch, batch_idx):
+        with torch.enable_grad():
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+def test_a_validation_that_calls_the_training_step_teaches_nothing(tmp_path):
+    callback = penalty()
+    options = {"max_epochs": 1, "inference_mode": False, "num_sanity_val_steps": 2}
+    _, trainer = trained(callback, folder=tmp_path, module=Validates(), **options)
+    _, plain = trained(folder=tmp_path, module=Validates(), **options)
+    assert [energy.fits for energy in callback.loss._energies.values()] == [3, 3]
+    assert set(trainer.callback_metrics) == {
+        *plain.callback_metrics,
+        *(f"penalty/{key}" for key in callback.loss.report),
     }
+
+
+class Uneven(Stranger):
+    """Nine images: five for the first process, four for the second."""
+
+    def __init__(self):
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3), Named()))
+
+    def train_dataloader(self):
+        own = [range(9)] if self.trainer.world_size == 1 else [range(5), range(5, 9)]
+        return DataLoader(torch.utils.data.Subset(images(9), own[self.trainer.global_rank]), 16)
+
+
+def test_means_are_over_all_samples_of_uneven_processes(tmp_path):
+    values = []
+    for options in ({}, {"devices": 2, "strategy": "ddp_fork"}):
+        torch.manual_seed(0)
+        trainer = pl.Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False,
+            callbacks=[penalty(prior_only=True)], **({"devices": 1} | options),
+        )  # fmt: skip
+        trainer.fit(Uneven(), val_dataloaders=loaders()[1])
+        values.append(logged(trainer)["penalty/complexity"])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_history_has_only_what_the_epoch_measured(tmp_path):
+    callback = penalty(every_n_steps=8)
+    digits(callback, folder=tmp_path, epochs=3, check_val_every_n_epoch=2)  # five steps an epoch
+    assert ["complexity" in row for row in callback.history] == [True, True, False]
+    assert ["train_test_gap" in row for row in callback.history] == [False, True, False]
+
+
+def test_a_dict_without_loss_is_lightnings_error(tmp_path):
+    class NoLoss(Stranger):
+        def training_step(self, batch, batch_idx):
+            return {"value": super().training_step(batch, batch_idx)}
+
+    with pytest.raises(MisconfigurationException, match="the 'loss' key needs to be present"):
+        fit(NoLoss(), penalty(), folder=tmp_path)
+
+
+class Other(pl.Callback):
+    """Somebody else who wraps the step, and puts back what he found."""
+
+    def setup(self, trainer, module, stage):
+        self.step = module.training_step
+        module.training_step = lambda batch, batch_idx: self.step(batch, batch_idx)
+
+    def teardown(self, trainer, module, stage):
+        module.training_step = self.step
+
+
+def test_another_wrapper_around_it(tmp_path):
+    module, trainer = trained(penalty(), Other(), folder=tmp_path, max_epochs=1)
+    assert "penalty/complexity" in logged(trainer)
+    batch = next(iter(DataLoader(images(), 16)))
+    assert module.training_step(batch, 0).isfinite()  # a mere passage now
+
+
+def test_lets_go_of_the_module(tmp_path):
+    callback = penalty()
+    module = trained(callback, folder=tmp_path, max_epochs=1)[0]
+    alive = weakref.ref(module)
+    del module, callback.log, callback.log_dict  # these are Lightning's
+    gc.collect()
+    assert alive() is None
+    assert callback.state_dict()["loss"]["_extra_state"]["energies"]
 
 
 class ResNet18(Stranger):
