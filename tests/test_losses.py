@@ -546,3 +546,26 @@ def test_two_processes_have_the_gradients_and_energies_of_one_on_their_joint_bat
             else:
                 assert torch.equal(ours[key], other[key])
                 assert torch.allclose(ours[key], value, rtol=1e-4, atol=1e-6), key
+
+
+def test_with_half_precision_and_a_gradient_scaler_it_is_the_same_within_rounding():
+    def last_gradients(half):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+        complexity, optimizer = ComplexityLoss(net, layers=-2), torch.optim.SGD(net.parameters(), 0.01)
+        scaler = torch.amp.GradScaler("cpu", enabled=half)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                with complexity.watch():
+                    logits = net(torch.randn(32, 20))
+                loss = logits.float().square().mean() + 0.01 * complexity()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        assert complexity.report["skipped"] == 0
+        return [parameter.grad for parameter in net.parameters()]
+
+    for full, half in zip(last_gradients(False), last_gradients(True), strict=True):
+        assert (full - half).norm() < 0.05 * full.norm()

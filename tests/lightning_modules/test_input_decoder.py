@@ -32,6 +32,12 @@ class Teacher(nn.Module):
         return self.head(self.body(self.stem(x)).flatten(1))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path, monkeypatch):
+    """A trainer without a folder draws into the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def teacher():
     with torch.random.fork_rng():

@@ -39,6 +39,12 @@ class Net(nn.Module):
         return 3 * self.fc(F.relu(self.norm(self.conv(x))).flatten(1))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path, monkeypatch):
+    """A trainer without a folder draws into the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def few_steps(parameters):
     return lbfgs(parameters, steps=10)
 
