@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from netprism.figures import complexity_loss as figures
 from netprism.loggers import publish
 from netprism.losses import ComplexityLoss
+from netprism.processes import everywhere, own_part
 
 
 class ComplexityPenalty(pl.Callback):
@@ -125,13 +126,15 @@ class ComplexityPenalty(pl.Callback):
         publish(trainer, lambda folder: figures.draw(self.history, folder))
 
     def state_dict(self) -> dict[str, Any]:
-        """Energy models with their optimiser and chains; the curves."""
-        return {"loss": self.loss.state_dict(), "history": self.history}
+        """Energy models with their optimiser and chains; the curves; the running epoch's sums of all processes."""
+        so_far = {"sums": everywhere(None if self._sums is None else self._sums.cpu()), "validated": self._validated}
+        return {"loss": self.loss.state_dict(), "history": self.history, **so_far}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run was stopped, to the bit."""
         self.loss.load_state_dict(state_dict["loss"])
         self.history = state_dict["history"]
+        self._sums, self._validated = own_part(state_dict["sums"]), state_dict["validated"]
 
     def _penalised(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: nn.Module, *args: Any, **kwargs: Any
@@ -158,7 +161,7 @@ class ComplexityPenalty(pl.Callback):
     def _add_up(self) -> None:
         values = [value for key, value in self.loss.report.items() if key != "skipped"]
         sums = torch.stack([*values, torch.ones_like(values[0])]) * self.loss.samples
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._sums = sums if self._sums is None else self._sums.to(sums) + sums
 
     def _means(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """Over all samples of the epoch and of all processes.

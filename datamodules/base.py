@@ -1,17 +1,17 @@
 """The common part of all data modules: a seeded subset, a seeded order for every epoch, plain images for the probes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence, Sized
-from itertools import cycle, islice
-from typing import Any, Literal, Protocol, cast, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
+
+from netprism.datamodules.order import Draw, EpochSampler, ResumableLoader
 
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
@@ -58,6 +58,9 @@ class ImageTensors:
 class ImageSubset(Dataset[tuple[Tensor, int]]):
     """Some images of a data set, each transformed when it is read.
 
+    For an index that is a `Draw`, torch's random state is the one of its seed while the image is transformed, and put
+    back after: a random transform gives the same image in one process or many, with any number of workers.
+
     Args:
         source: raw images.
         indices: (n,) int64 positions in `source`.
@@ -76,42 +79,11 @@ class ImageSubset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source[int(self.indices[index])]
-        return self.transform(image), label
-
-
-class EpochSampler(DistributedSampler[int]):
-    """A new order of all samples in every epoch that depends on nothing but `seed` and the epoch.
-
-    The global random state is neither read nor changed, so an interrupted run finds the orders of an uninterrupted one.
-    Process r of W takes the positions r, r + W, ... of the order, starting again from its front until all have equally
-    many: together they take the batches that one process with W times the batch size would.
-
-    Lightning calls `set_epoch`. In a loop that never does, each pass is the next epoch.
-
-    Args:
-        dataset: what to order.
-        seed: not negative.
-        processes: their number, W.
-        rank: the number of this one, r.
-
-    Example:
-        >>> sampler = EpochSampler(range(4), seed=0)
-        >>> list(sampler), list(sampler)
-        ([0, 3, 1, 2], [0, 2, 3, 1])
-        >>> list(EpochSampler(range(4), seed=0, processes=2, rank=1))
-        [3, 2]
-    """
-
-    def __init__(self, dataset: Sized, seed: int, processes: int = 1, rank: int = 0) -> None:
-        super().__init__(cast(Dataset[int], dataset), num_replicas=processes, rank=rank, seed=seed)
-        self.size = len(dataset)
-
-    def __iter__(self) -> Iterator[int]:
-        # SeedSequence mixes the two numbers: with their sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
-        mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
-        self.epoch += 1
-        return islice(cycle(order), self.rank, self.total_size, self.num_replicas)
+        if not isinstance(index, Draw):
+            return self.transform(image), label
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(index.seed)
+            return self.transform(image), label
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -128,7 +100,8 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: images per step and process.
         train_samples: train on a random subset of this many images; None for all. With the same seed, a smaller subset
             is part of a larger one.
-        augment: vary the training images at random. Test images and those of `probe_dataset` are never varied.
+        augment: vary the training images at random, in a way that depends on `seed`, epoch and image alone. Test images
+            and those of `probe_dataset` are never varied.
         num_workers: processes that read images; 0 reads them in the training process, enough for images in memory.
         seed: of the subset and of the order of the training images.
         download: fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
@@ -177,7 +150,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """Reads the raw images of a split; called once per split and process."""
 
     def augmentation(self) -> list[Transform]:
-        """Random changes of a raw image that keep its class: by default, shifts by up to an eighth of its width."""
+        """Random changes of a raw image that keep its class: by default, shifts by up to an eighth of its width.
+
+        They draw from torch's global random state, which is seeded for each image.
+        """
         _, height, width = self.shape
         return [transforms.RandomCrop((height, width), padding=width // 8)]
 
@@ -205,7 +181,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The training images, in an order that depends on nothing but `seed` and the epoch."""
         dataset = self._dataset("train", augment=self.augment)
-        return self._loader(dataset, EpochSampler(dataset, self.seed, *self._processes_and_rank()))
+        sampler = EpochSampler(dataset, self.seed, *self._processes_and_rank())
+        return ResumableLoader(dataset, sampler, self.batch_size, **self._loading())
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The test images, as in :meth:`test_dataloader`."""
@@ -218,7 +195,8 @@ class ImageDataModule(LightningDataModule, ABC):
         one does not. The last process may have a batch less than the first: no `validation_step` may wait for others.
         """
         dataset = self._dataset("test")
-        return self._loader(dataset, UnrepeatedDistributedSampler(dataset, *self._processes_and_rank(), shuffle=False))
+        sampler = UnrepeatedDistributedSampler(dataset, *self._processes_and_rank(), shuffle=False)
+        return DataLoader(dataset, self.batch_size, sampler=sampler, **self._loading())
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The test images, as in :meth:`test_dataloader`."""
@@ -246,17 +224,14 @@ class ImageDataModule(LightningDataModule, ABC):
     def _processes_and_rank(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _loader(self, dataset: ImageSubset, sampler: Sampler[int]) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
             # Without a generator of its own, every pass over a loader draws a number from the global random state.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
 
 
 def _at_least(name: str, value: int, least: int) -> None:

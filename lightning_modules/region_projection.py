@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -17,9 +17,10 @@ from torchmetrics import MeanMetric
 
 from netprism.figures import knowledge as figures
 from netprism.loggers import publish
+from netprism.processes import rows_of_all
 from netprism.projection import Projection, fit_projection
 from netprism.region_projection import RegionMap, align_loss, matching_regions, similarity_loss
-from netprism.regions import knowledge_points, network_similarity, region_features, regional_importance
+from netprism.regions import knowledge_points, network_similarity, region_features, shared_importance
 from netprism.taps import tap
 
 Batch = Sequence[Tensor]
@@ -32,6 +33,11 @@ class _Seen:
     regions: dict[str, Tensor]
     samples: Tensor
     logits: Tensor
+
+    def of_all_processes(self) -> _Seen:
+        """Of the images of all processes, on each of them."""
+        regions = {layer: rows_of_all(features) for layer, features in self.regions.items()}
+        return _Seen(regions, rows_of_all(self.samples), rows_of_all(self.logits))
 
 
 class RegionProjection(LightningModule):
@@ -136,8 +142,8 @@ class RegionProjection(LightningModule):
         ]
 
     def training_step(self, batch: Batch) -> None:
-        """Steps of the projections of all layers on a batch."""
-        seen = self._look(batch[0])
+        """Steps of the projections of all layers on the batches of all processes."""
+        seen, labels = self._look(batch[0]).of_all_processes(), rows_of_all(batch[1])
         initial = self.sample_projection if self.sample_projection.scale > 0 else None
         dimensions = len(self.sample_projection.matrix)
         fitted = fit_projection(
@@ -151,8 +157,8 @@ class RegionProjection(LightningModule):
             named = {f"knowledge/{what}/{layer}": value for what, value in values.items()}
             self.log_dict(named, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(seen.logits))
         projected = {layer: h.detach() for layer, h in self._scaled(seen).items()}
-        directions = fitted.directions.float()
-        frame = figures.frame(self.current_epoch, projected, batch[1], directions, range(len(directions)))
+        directions = fitted.directions.to(seen.samples)
+        frame = figures.frame(self.current_epoch, projected, labels, directions, range(len(directions)))
         self.frames = [old for old in self.frames if old["epoch"] < self.current_epoch] + [frame]
 
     def _descend(self, number: int, layer: str, seen: _Seen, optimizer: Optimizer) -> dict[str, Tensor]:
@@ -161,9 +167,7 @@ class RegionProjection(LightningModule):
         if region_map.scale == 0:
             region_map.set_scale(regions)
         g = self.sample_projection(seen.samples).detach().to(regions)
-        w = regional_importance(
-            regions.transpose(1, 2), seen.logits, temperature=self.temperature, others=self.compared
-        ).regions
+        w = shared_importance(regions, seen.logits, temperature=self.temperature, others=self.compared)
         similarity, matches = network_similarity(seen.logits, self.temperature).to(regions), matching_regions(regions)
         total = torch.zeros(2, device=regions.device)
         for _ in range(self.updates):
@@ -190,9 +194,11 @@ class RegionProjection(LightningModule):
         """Counts the knowledge points of a batch, once there are projections."""
         if self.trainer.sanity_checking or self.sample_projection.scale == 0:
             return
-        directions, priors = self.sample_projection.directions.float(), self.sample_projection.priors.float()
+        directions, priors = self.sample_projection.directions, self.sample_projection.priors
         for number, h in enumerate(self(batch[0]).values()):
-            found = knowledge_points(h, directions, priors, batch[1], tau=self.tau, kappa_max=self.kappa_max)
+            found = knowledge_points(
+                h, directions.to(h), priors.to(h), batch[1], tau=self.tau, kappa_max=self.kappa_max
+            )
             cast(MeanMetric, self.counts[2 * number]).update(found.mask.sum(dim=1).float())
             cast(MeanMetric, self.counts[2 * number + 1]).update(found.reliable.sum(dim=1).float())
 
@@ -208,6 +214,14 @@ class RegionProjection(LightningModule):
     on_test_epoch_start, test_step, on_test_epoch_end = (
         on_validation_epoch_start, validation_step, on_validation_epoch_end
     )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the frames of the film."""
+        checkpoint["region_frames"] = self.frames
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the film."""
+        self.frames = checkpoint["region_frames"]
 
     def on_train_end(self) -> None:
         """Draws the regional features, into the run's folder and to W&B."""

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
+from netprism.callbacks.exact_resume import ExactResume
 from netprism.callbacks.run_summary import RunSummary
 from netprism.missing import name_teachers
 from netprism.run import FINISHED, RUN, open_folder, provenance, shown, write_text
@@ -137,7 +138,9 @@ class NetprismCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Instantiate the trainer; only a training has loggers, the other commands print their table."""
-        return super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
+        trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
+        trainer.callbacks.insert(0, ExactResume())  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+        return trainer
 
     @rank_zero_only
     def before_fit(self) -> None:

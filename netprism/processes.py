@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -33,6 +34,32 @@ def everywhere(own: T) -> list[T]:
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, own)
     return everything
+
+
+def is_first_process() -> bool:
+    """Whether this is process 0, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def own_numbers(count: int) -> range:
+    """Of 0, ..., count - 1 those that fall to this process: r, r + W, ... to number r of W."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return range(count)
+    return range(dist.get_rank(), count, dist.get_world_size())
+
+
+def rows_of_all(own: Tensor) -> Tensor:
+    """The rows of all processes on each of them, in the order in which samplers deal them out: r, r + W, ... to r."""
+    parts = everywhere(own.detach().cpu())
+    places = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
+    return torch.cat(parts)[torch.cat(places).argsort()].to(own.device)
+
+
+def own_part(parts: Sequence[T]) -> T | None:
+    """Of what `everywhere` returned, also in an earlier run: this process' part, or None of as many as are not here."""
+    is_one = not (dist.is_available() and dist.is_initialized())
+    rank, size = (0, 1) if is_one else (dist.get_rank(), dist.get_world_size())
+    return parts[rank] if len(parts) == size else None
 
 
 class _SumOverProcesses(torch.autograd.Function):

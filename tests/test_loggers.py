@@ -46,16 +46,16 @@ def test_one_row_an_epoch_end_in_the_order_of_appearance(tmp_path):
     )
 
 
-def test_a_resumed_run_goes_on_and_replaces_the_epochs_it_runs_again(tmp_path):
+def test_a_resumed_run_goes_on_and_replaces_what_it_runs_again(tmp_path):
     first = MetricsCsv(tmp_path)
-    for epoch in range(4):
-        first.log_metrics({"epoch": epoch, "loss": 0.1 + epoch}, step=10 * epoch)
+    for step in range(0, 60, 10):  # two rows an epoch
+        first.log_metrics({"epoch": step // 20, "loss": 0.5 + step}, step=step)
     first.finalize("failed")
     resumed = MetricsCsv(tmp_path)
-    resumed.log_metrics({"epoch": 2, "new": 1.0}, step=20)
+    resumed.log_metrics({"epoch": 1, "new": 1.0}, step=20)
     resumed.finalize("success")
     rows = [(row["epoch"], row["step"], row["loss"], row["new"]) for row in read(tmp_path)]
-    assert rows == [("0", "0", "0.1", ""), ("1", "10", "1.1", ""), ("2", "20", "", "1.0")]
+    assert rows == [("0", "0", "0.5", ""), ("0", "10", "10.5", ""), ("1", "20", "20.5", "1.0")]
 
 
 def test_opening_a_run_changes_nothing_until_something_is_logged(tmp_path):

@@ -17,13 +17,15 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from netprism.run import write_text
 
+Key = tuple[int | None, int | None]  # epoch and step
+
 
 class MetricsCsv(Logger):
     """Writes `<save_dir>/metrics.csv`: columns `epoch`, `step`, then the keys in the order of their appearance.
 
     Calls with the same epoch and step share a row. The file is rewritten whole and renamed into place, so that a reader
-    never sees half of it; Lightning's CSVLogger starts the file anew on resume. A resumed run reads the rows of the
-    epochs before the one it logs first, and replaces the others: they are run again.
+    never sees half of it; Lightning's CSVLogger starts the file anew on resume. A resumed run reads the rows up to the
+    epoch and step that it logs first, and replaces the others: they are run again.
 
     Rewriting is O(rows), so it is given at most a 20th of the time; what is still in memory is written with every
     checkpoint and at the end, so that a run that dies loses no row of an epoch it can go on from.
@@ -35,7 +37,7 @@ class MetricsCsv(Logger):
     def __init__(self, save_dir: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
-        self.rows: dict[tuple[int | None, int | None], dict[str, Any]] = {}
+        self.rows: dict[Key, dict[str, Any]] = {}
         self._columns = dict.fromkeys(("epoch", "step"))
         self._resumed = False
         self._write_from = 0.0
@@ -63,7 +65,7 @@ class MetricsCsv(Logger):
         """Add the numbers among `metrics` to the row of their `epoch` and `step`; NaN is kept."""
         epoch = None if metrics.get("epoch") is None else int(metrics["epoch"])
         if not self._resumed:
-            self._resume(epoch)
+            self._resume((epoch, step))
         row = self.rows.setdefault((epoch, step), {"epoch": epoch, "step": step})
         row |= {key: value for key, value in metrics.items() if isinstance(value, Real) and key != "epoch"}
         self._columns |= dict.fromkeys(row)
@@ -85,14 +87,14 @@ class MetricsCsv(Logger):
         """Write what is not written yet."""
         self._write()
 
-    def _resume(self, first_epoch: int | None) -> None:
+    def _resume(self, first: Key) -> None:
         self._resumed = True
         if not self.path.exists():
             return
         with self.path.open(encoding="utf-8", newline="") as file:
             for cells in csv.DictReader(file):
                 epoch, step = (int(cells[key]) if cells[key] else None for key in ("epoch", "step"))
-                if epoch is None or first_epoch is None or epoch < first_epoch:
+                if None in (epoch, first[0]) or (epoch, step or 0) <= (first[0], first[1] or 0):
                     self.rows[epoch, step] = {key: cell for key, cell in cells.items() if cell}
                     self._columns |= dict.fromkeys(self.rows[epoch, step])
 

@@ -5,7 +5,8 @@ from pytorch_lightning.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from netprism.datamodules import ImageDataModule
-from netprism.datamodules.base import EpochSampler, ImageTensors
+from netprism.datamodules.base import ImageTensors
+from netprism.datamodules.order import EpochSampler
 
 
 class Numbered(ImageDataModule):
@@ -67,27 +68,6 @@ def trainer(**kwargs):
 @pytest.fixture
 def recorder(tmp_path):
     return Recorder(tmp_path)
-
-
-def test_every_epoch_has_its_own_order_of_all_samples():
-    orders = [order(EpochSampler(range(100), seed=0), epoch) for epoch in range(5)]
-    assert all(sorted(samples) == list(range(100)) for samples in orders)
-    assert len({tuple(samples) for samples in orders}) == 5
-
-
-def test_order_is_a_function_of_seed_and_epoch():
-    torch.manual_seed(1)
-    first = order(EpochSampler(range(100), seed=3), 2)
-    torch.manual_seed(2)
-    assert order(EpochSampler(range(100), seed=3), 2) == first
-    # a sum of the two would give these the same order
-    assert order(EpochSampler(range(100), seed=2), 3) != first
-    assert order(EpochSampler(range(100), seed=4), 1) != first
-
-
-def test_without_set_epoch_each_pass_is_the_next_epoch():
-    sampler = EpochSampler(range(20), seed=0)
-    assert [list(sampler), list(sampler)] == [order(EpochSampler(range(20), seed=0), epoch) for epoch in (0, 1)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -178,6 +158,23 @@ def test_augmentation_is_for_training_only(recorder):
 def test_augmentation_changes_from_draw_to_draw():
     dataset = Numbered(augment=True).train_dataloader().dataset
     assert len({tuple(dataset[5][0].flatten().tolist()) for _ in range(20)}) > 1
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_alone():
+    def images(epoch=0, **options):
+        loader = Numbered(augment=True, batch_size=5, **options).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return {int(image[0, 4, 4]): image for batch, _ in loader for image in batch}
+
+    torch.manual_seed(1)
+    first, before = images(), torch.get_rng_state()
+    torch.manual_seed(2)
+    for second in (images(), images(num_workers=2)):
+        assert all(torch.equal(image, second[number]) for number, image in first.items())
+    for other in (images(epoch=1), images(seed=1)):
+        assert not all(torch.equal(image, other[number]) for number, image in first.items())
+    torch.manual_seed(1)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_wrong_split_names_the_right_ones():
