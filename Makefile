@@ -6,14 +6,17 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume experiments test check bench clean experiment run
+.PHONY: help setup train slurm resume experiments test test-slurm check bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
 	@echo 'make experiments             what can be trained, one line each'
 	@echo 'make train EXP=quickstart    train it [ARGS="--trainer.max_epochs 3 ..."]'
+	@echo 'make slurm EXP=... NODES=2 GPUS=8   the same as a job of a Slurm cluster [TIME= PARTITION= CPUS= TASKS= SIGNAL='
+	@echo '                             ARGS=]; DRY=1 shows the script'
 	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
+	@echo 'make test-slurm              those that start a real Slurm'
 	@echo 'make check                   ruff, mypy and the tests'
 	@echo 'make bench                   the timings of benchmarks/'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
@@ -36,6 +39,15 @@ else
 train: experiments
 endif
 
+SLURM := $(foreach option,NODES GPUS TASKS CPUS TIME PARTITION SIGNAL,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z)=$($(option))))
+
+ifdef EXP
+slurm: experiment .venv/ready
+	@$(PY) -m netprism slurm --config $(EXP) $(SLURM) $(if $(DRY),--dry-run) $(ARGS)
+else
+slurm: experiments
+endif
+
 experiment:
 	@test -f configs/experiment/$(EXP).yaml || test -f $(EXP) || \
 	  { echo "no experiment $(EXP); there are"; $(LIST); exit 2; } >&2
@@ -48,10 +60,13 @@ run:
 	  { echo "no run '$(RUN)'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test check: export OMP_NUM_THREADS ?= 1
+test test-slurm check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest $(ARGS)
+
+test-slurm: .venv/ready
+	@$(PY) -m pytest tests/slurm -m slurm $(ARGS)
 
 check: .venv/ready
 	@$(PY) -m ruff check

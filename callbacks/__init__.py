@@ -6,6 +6,7 @@ from netprism.callbacks.feature_components import FeatureComponents
 from netprism.callbacks.gating_entropy import GatingEntropy
 from netprism.callbacks.information_discarding import InformationDiscarding
 from netprism.callbacks.knowledge_points import KnowledgePoints
+from netprism.callbacks.requeue import Requeue
 from netprism.callbacks.run_summary import RunSummary
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "GatingEntropy",
     "InformationDiscarding",
     "KnowledgePoints",
+    "Requeue",
     "RunSummary",
 ]

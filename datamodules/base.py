@@ -194,8 +194,10 @@ class ImageDataModule(LightningDataModule, ABC):
         Lightning's own sampler repeats images until all processes have equally many, which biases the metrics; this
         one does not. The last process may have a batch less than the first: no `validation_step` may wait for others.
         """
-        dataset = self._dataset("test")
-        sampler = UnrepeatedDistributedSampler(dataset, *self._processes_and_rank(), shuffle=False)
+        dataset, (processes, rank) = self._dataset("test"), self._processes_and_rank()
+        if len(dataset) < processes:
+            raise ValueError(f"there are {len(dataset)} test images: too few for {processes} processes, one each")
+        sampler = UnrepeatedDistributedSampler(dataset, processes, rank, shuffle=False)
         return DataLoader(dataset, self.batch_size, sampler=sampler, **self._loading())
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:

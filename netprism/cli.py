@@ -12,13 +12,14 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
-from netprism.run import RUN, place, runs_root
+from netprism.run import RUN, place, runs_root, scheduler_id, started_again
 
 if TYPE_CHECKING:
     from netprism.lightning_cli import NetprismCLI
 
 EXPERIMENTS = Path(__file__).parent / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
+OTHERS = ("slurm", "discard", "experiments")
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 
 HELP = """\
@@ -26,6 +27,7 @@ netprism: shows what a network has learned while it learns it.
 
   netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
   netprism validate|test --config EXPERIMENT --ckpt_path best
+  netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
   netprism discard --checkpoint CKPT --images FOLDER              what a trained network drops of some images
   netprism experiments                                            the list below
   netprism fit --help                                             every option
@@ -80,8 +82,10 @@ def _dispatch(args: list[str]) -> None:
         from netprism.discard_command import discard
 
         discard(args[1:])
+    elif command == "slurm":
+        to_slurm(args[1:])
     else:
-        raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, 'discard', 'experiments'))}")
+        raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, *OTHERS))}")
 
 
 def _exit(code: int, error: Exception) -> None:
@@ -116,6 +120,8 @@ def run(command: str, args: list[str]) -> NetprismCLI:
     known, rest = early.parse_known_args(args)
     configs = [find_config(name) for name in known.config]
     folder, ckpt = place(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
+    if command == "fit" and ckpt and scheduler_id() and (folder / "config.yaml").is_file():
+        configs = [folder / "config.yaml"]  # a job that comes back from the queue looks into the networks it began with
     printed = any(arg.startswith("--print_config") for arg in rest)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"netprism {command}: loading torch and Lightning, some seconds", file=sys.stderr, flush=True)
@@ -124,8 +130,21 @@ def run(command: str, args: list[str]) -> NetprismCLI:
 
         return NetprismCLI(
             [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])],
-            goes_on=known.ckpt_path is not None,  # a run that was stopped before its first checkpoint starts afresh
+            goes_on=known.ckpt_path is not None
+            or started_again(),  # a run that was stopped before its first checkpoint starts afresh
         )
+
+
+def to_slurm(args: list[str]) -> None:
+    """Submit a training to Slurm; what are no options of that are arguments of `netprism fit`."""
+    from netprism.slurm import Job, parser, submit
+
+    options, rest = parser().parse_known_args(args)
+    if options.config is None:
+        raise UsageError("which training? netprism slurm --config EXPERIMENT")
+    config, dry_run = find_config(options.config), options.dry_run
+    given = {key: value for key, value in vars(options).items() if key not in ("config", "dry_run")}
+    submit(Job(options.config, tuple(rest), **given), config, experiments(), dry_run)
 
 
 def find_config(name: str) -> Path:

@@ -5,10 +5,13 @@ Only the standard library: `netprism --help` and unknown experiments answer befo
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import subprocess
 import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -24,20 +27,40 @@ def runs_root() -> Path:
 
 
 def scheduler_id() -> str | None:
-    """Return the id that a scheduler gave to all ranks of this job, or None when there is no scheduler.
+    """Return the id that a scheduler, or `torchrun --rdzv-id`, gave to all ranks of this job, or None without one.
 
-    An interactive Slurm allocation outlives a run, and torchrun's `none` is what every job without `--rdzv-id` gets:
-    neither names a run.
+    An interactive Slurm allocation outlives a run, and what torchrun makes up itself means nothing to its user: `none`
+    on several nodes, a random UUID on one.
     """
     if os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive") and (job := os.environ.get("SLURM_JOB_ID")):
         return job
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return None if job == "none" else job
+    return None if job == "none" or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job) else job
+
+
+def started_again() -> bool:
+    """Return whether torchrun (`--max-restarts`) starts these processes after a failure of the first ones."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def new_id() -> str:
     """Return local time and six random hex digits: sorts by age, and two runs of one second stay apart."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+
+
+def agreed_id() -> str:
+    """Return a new id, the same one on all processes of torchrun, also after it has started them anew.
+
+    Its agent has a store for them, over all nodes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return new_id()
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    if os.environ["RANK"] == "0":
+        store.compare_set(RUN, "", new_id())
+    return store.get(RUN).decode()
 
 
 def finished_runs(experiment: str) -> list[Path]:
@@ -54,8 +77,9 @@ def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
 
     Args:
         experiment: Name under the runs folder, such as `gates/digits_mlp`.
-        ckpt: None, a path, or `last` / `best`: of this run if its folder is given by the environment (a job that starts
-            for the first time has none, and starts afresh), else of the newest run of the experiment.
+        ckpt: None (the run's own last one, though, where torchrun starts it again), a path, or `last` / `best`: of this
+            run if its folder is given by the environment (a job that starts for the first time has none, and starts
+            afresh), else of the newest run of the experiment.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -64,7 +88,8 @@ def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
     job = scheduler_id()
     given = Path(os.environ[RUN]) if os.environ.get(RUN) else home / job if job else None
     if ckpt is None:
-        return given or home / new_id(), None
+        folder = given or home / agreed_id()
+        return folder, str(path) if started_again() and (path := _ckpt(folder, "last")).is_file() else None
     if ckpt in CKPT_WORDS:
         found = [path for folder in ([given] if given else home.glob("*")) if (path := _ckpt(folder, ckpt)).is_file()]
         if not found and given:
@@ -75,7 +100,7 @@ def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
     elif not (path := Path(ckpt)).is_file():
         raise FileNotFoundError(f"no checkpoint {ckpt!r}; give a file, or one of {', '.join(CKPT_WORDS)}")
     own = path.resolve().parent.parent.parent == home.resolve()
-    return given or (path.parent.parent if own else home / new_id()), str(path)
+    return given or (path.parent.parent if own else home / agreed_id()), str(path)
 
 
 def _ckpt(folder: Path, word: str) -> Path:
@@ -96,20 +121,57 @@ def open_folder(folder: Path) -> None:
     """
     try:
         write_text(folder / ".written", "")
-        (folder / ".written").unlink()
+        (folder / ".written").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(f"run folder {shown(folder)}: {error.strerror}; ${RUNS} can name a place for all runs") from error
 
 
+def claim(folder: Path) -> None:
+    """Keep other trainings out of a run folder, and remove what a killed one left half written there.
+
+    It is the lock of an open file: the system takes it back from a killed process, so that its run can go on at once.
+
+    Raises:
+        FileExistsError: If another training is at work there.
+    """
+    file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    _claims.append(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FileExistsError(f"{shown(folder)}: another training is at work there; ${RUN} names a folder") from error
+    except OSError:
+        pass  # a network file system without locks: there it is up to the user
+    for left in (*folder.glob(".*.part"), *folder.glob("checkpoints/*.part")):
+        left.unlink()
+
+
+def release() -> None:
+    """Give back what this process has claimed."""
+    while _claims:
+        os.close(_claims.pop())
+
+
+_claims: list[int] = []
+os.register_at_fork(after_in_child=release)  # else a loader's worker would keep the lock when its parent is killed
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: under a temporary name first, then renamed, also over an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: under a temporary name first, then renamed, also over an older one.
+
+    Raises:
+        OSError: If it cannot be written, with its name.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8", newline="")
         part.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def provenance() -> str:

@@ -80,7 +80,7 @@ def test_long_waits_are_announced_before_they_begin():
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["fitt"], ["'fitt'", "fit, validate, test, predict, discard, experiments"]),
+        (["fitt"], ["'fitt'", "fit, validate, test, predict, slurm, discard, experiments"]),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
         (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),
         (["fit", "--config", "quickstart", "--trainer.max_epoch=3"], ["--trainer.max_epoch=3", "--trainer.max_epochs"]),
@@ -165,7 +165,7 @@ def test_a_run_leaves_what_it_takes_to_understand_and_repeat_it(tmp_path, capsys
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"
     }
     checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
-    assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", *checkpoints}
+    assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", ".lock", *checkpoints}
     assert "torch 2" in (folder / "git.txt").read_text()
     assert list(rows(folder)) == [-1, 0, 1]
     assert "gates/H" in capsys.readouterr().out
@@ -217,11 +217,11 @@ def test_a_checkpoint_is_never_half_written(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     SafeCheckpointIO().save_checkpoint({"epoch": 1}, path)
 
-    def killed(*args, **kwargs):
-        Path(args[1]).write_bytes(b"half")
+    def interrupted(file):
+        os.ftruncate(file, 4)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_fabric.plugins.io.torch_io._atomic_save", killed)
+    monkeypatch.setattr("os.fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         SafeCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}

@@ -54,12 +54,12 @@ def asked(checkout):
 
 def test_make_alone_explains_every_command(checkout):
     said = make(checkout).stdout
-    for target in ("setup", "experiments", "train", "resume", "test", "check", "bench", "clean"):
+    for target in ("setup", "experiments", "train", "slurm", "resume", "test", "test-slurm", "check", "bench", "clean"):
         assert f"make {target}" in said
     assert not asked(checkout)
 
 
-@pytest.mark.parametrize("args", [["experiments"], ["train"]])
+@pytest.mark.parametrize("args", [["experiments"], ["train"], ["slurm"]])
 def test_experiments_are_listed_without_a_setup(checkout, args):
     result = make(checkout, *args)
     assert result.returncode == 0
@@ -84,6 +84,16 @@ def test_train_sets_up_once_and_trains(checkout):
     assert install.startswith("-m pip install --quiet")
     assert train == "-m netprism fit --config quickstart --trainer.max_epochs 3"
     assert again == "-m netprism fit --config quickstart"
+
+
+def test_slurm_hands_its_options_on(checkout):
+    options = ["NODES=2", "GPUS=8", "TIME=1-12:00:00", "PARTITION=gpu", "ARGS=--trainer.max_epochs 3"]
+    make(checkout, "slurm", "EXP=quickstart", *options)
+    make(checkout, "slurm", "EXP=quickstart", "DRY=1", "GPUS=0", "TASKS=2", "CPUS=4", "SIGNAL=600")
+    submitted, shown = asked(checkout)[1:]
+    wanted = "--nodes=2 --gpus=8 --time=1-12:00:00 --partition=gpu --trainer.max_epochs 3"
+    assert submitted == f"-m netprism slurm --config quickstart {wanted}"
+    assert shown == "-m netprism slurm --config quickstart --gpus=0 --tasks=2 --cpus=4 --signal=600 --dry-run"
 
 
 def test_a_failed_install_is_tried_again(checkout):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from torch.distributed import TCPStore
 
 from netprism.run import RUN, RUNS, new_id, open_folder, place, provenance, shown, write_text
 
@@ -13,7 +14,7 @@ from netprism.run import RUN, RUNS, new_id, open_folder, place, provenance, show
 def no_job(tmp_path, monkeypatch):
     """An empty current folder and no scheduler."""
     monkeypatch.chdir(tmp_path)
-    for name in (RUN, RUNS, "SLURM_JOB_ID", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
+    for name in (RUN, RUNS, "SLURM_JOB_ID", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -56,13 +57,44 @@ def test_the_ranks_of_a_job_get_one_folder(variables, folder, monkeypatch):
     assert [str(place("quickstart")[0]) for _ in range(2)] == [folder, folder]
 
 
-@pytest.mark.parametrize(
-    "variables", [{"SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "interactive"}, {"TORCHELASTIC_RUN_ID": "none"}]
-)
-def test_what_many_runs_share_names_none_of_them(variables, monkeypatch):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_an_interactive_job_has_many_runs(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     assert place("quickstart")[0] != place("quickstart")[0]
+
+
+@pytest.fixture
+def torchrun(monkeypatch):
+    """The store that an agent of torchrun has for its processes; returns what makes this process one of them."""
+    store = TCPStore("localhost", 0, is_master=True)
+
+    def become(rank, run_id="none", restarts=0):
+        names = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "RANK": rank}
+        names |= {"TORCHELASTIC_RUN_ID": run_id, "TORCHELASTIC_RESTART_COUNT": restarts}
+        for name, value in names.items():
+            monkeypatch.setenv(name, str(value))
+
+    return become
+
+
+@pytest.mark.parametrize("run_id", ["none", "ddc20222-feb8-4cd8-9ae3-87519937de63"])
+def test_the_ranks_of_torchrun_agree_on_a_folder(torchrun, run_id, tmp_path):
+    torchrun(0, run_id)
+    folder, ckpt = place("quickstart")
+    torchrun(1, run_id)
+    assert place("quickstart") == (folder, None)
+    assert ckpt is None
+    assert re.fullmatch(r"runs/quickstart/\d{8}-\d{6}-[0-9a-f]{6}", str(folder))
+    torchrun(1, run_id, restarts=1)
+    assert place("quickstart") == (folder, None)
+    own = checkpoint(tmp_path / folder)
+    assert place("quickstart") == (folder, str(own.relative_to(tmp_path)))
+
+
+def test_torchrun_goes_on_with_the_newest_run_if_asked(torchrun, tmp_path):
+    own = checkpoint(tmp_path / "runs" / "quickstart" / "before")
+    torchrun(0)
+    assert place("quickstart", "last") == (own.relative_to(tmp_path).parents[1], str(own.relative_to(tmp_path)))
 
 
 def test_last_and_best_are_of_the_newest_run(tmp_path):

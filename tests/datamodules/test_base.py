@@ -104,6 +104,11 @@ def test_two_processes_test_each_image_once(recorder):
     assert recorder.batches("test", rank=1) == [[1, 3, 5, 7, 9]]
 
 
+def test_too_few_test_images_for_the_processes_are_told(recorder):
+    with pytest.raises(Exception, match="there are 11 test images: too few for 12 processes, one each"):
+        trainer(devices=12, strategy="ddp_fork").test(recorder, Numbered(), verbose=False)
+
+
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader", "test_dataloader"])
 def test_reading_leaves_the_global_random_state_alone(loader):
     torch.manual_seed(0)
