@@ -1,6 +1,7 @@
 """Per-epoch probes for any LightningModule, and what makes a run safe to interrupt and to read."""
 
 from netprism.callbacks.complexity_penalty import ComplexityPenalty
+from netprism.callbacks.even_ranks import EvenRanks
 from netprism.callbacks.exact_resume import ExactResume
 from netprism.callbacks.feature_components import FeatureComponents
 from netprism.callbacks.gating_entropy import GatingEntropy
@@ -11,6 +12,7 @@ from netprism.callbacks.run_summary import RunSummary
 
 __all__ = [
     "ComplexityPenalty",
+    "EvenRanks",
     "ExactResume",
     "FeatureComponents",
     "GatingEntropy",

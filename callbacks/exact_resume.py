@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class ExactResume(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Takes this process' part."""
-        parts = checkpoint.get(self.KEY, [])
+        parts = checkpoint.get(self.KEY, []) if trainer.state.fn == TrainerFn.FITTING else []
         self._saved = own_part(parts)
         if parts and self._saved is None:
             was, now = len(parts), trainer.world_size

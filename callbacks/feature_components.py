@@ -16,13 +16,14 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import Probe, callable_and_network, together
+from netprism.callbacks.probe import OnError, Probe, callable_and_network, check_finite
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
 from netprism.components import ComponentMeter, Components, quantities
 from netprism.figures import components as figures
-from netprism.loggers import is_dry_run, publish
+from netprism.loggers import is_dry_run
 from netprism.modules import module_names
 from netprism.nets.disentangler import Disentanglers, check_orders, stage_widths
+from netprism.processes import together
 from netprism.split import SplitNetwork
 from netprism.taps import layer_names
 
@@ -91,6 +92,7 @@ class FeatureComponents(Probe):
         batch_size: images in a forward pass.
         seed: of the choice of images and of the nets.
         name: prefix of the keys; give each of several instances its own.
+        on_error: "raise" or "warn": whether an error ends the training, or costs this measurement and a line.
         train_data: a map-style data set to use in place of the trainer's training data.
         test_data: likewise; by default the data module's test set, or the first validation loader's.
         unpack: batch -> (inputs, integer labels or None).
@@ -115,11 +117,12 @@ class FeatureComponents(Probe):
         batch_size: int = 128,
         seed: int = 0,
         name: str = "components",
+        on_error: OnError = "raise",
         train_data: Dataset[Any] | None = None,
         test_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, sys.maxsize if every_n_epochs is None else every_n_epochs, at_start)
+        super().__init__(name, sys.maxsize if every_n_epochs is None else every_n_epochs, at_start, on_error)
         for option, value in (("samples", samples), ("batch_size", batch_size), ("steps", steps), ("images", images)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
@@ -150,7 +153,7 @@ class FeatureComponents(Probe):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run was stopped."""
         super().load_state_dict(state_dict)
-        self._state = state_dict["nets"]
+        self._nets, self._state = None, state_dict["nets"]
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
@@ -160,25 +163,28 @@ class FeatureComponents(Probe):
         }
         train = data["train"]
         assert train is not None  # choose_data raises where there are none
-        disentangled = together(trainer, partial(self._disentangle, trainer, pl_module, train))
+        disentangled = together(partial(self._disentangle, trainer, pl_module, train))
         if self._nets is not None and dist.is_available() and dist.is_initialized():
             for tensor in self._nets.state_dict().values():  # the same already, but for rounding on a GPU
                 dist.broadcast(tensor, src=0)
-        self.found = {}
+        found: dict[str, Components] = {}
         for split, chosen in data.items():
             if chosen is not None:
-                meter = together(trainer, partial(self._count, trainer, pl_module, disentangled, chosen, split))
+                meter = together(partial(self._count, trainer, pl_module, disentangled, chosen, split))
                 meter.all_reduce()
-                self.found[split] = meter.compute()
+                found[split] = meter.compute()
         shown = data["test"] or train
-        self.maps = together(trainer, partial(self._show, trainer, pl_module, disentangled, shown))
-        return quantities(self.found)
+        self.maps = together(partial(self._show, trainer, pl_module, disentangled, shown))
+        self.found = found
+        return quantities(found)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the figures and writes the tables, into the run's folder and to W&B."""
         if self.found:
-            publish(trainer, lambda f: figures.draw(self.history, self.found, self.maps, self.channels, f, self.name))
-            publish(trainer, lambda folder: figures.tabulate(self.found, folder, self.name), kind="tables")
+            self.publish(
+                trainer, lambda f: figures.draw(self.history, self.found, self.maps, self.channels, f, self.name)
+            )
+            self.publish(trainer, lambda folder: figures.tabulate(self.found, folder, self.name), kind="tables")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Does so for a training that was stopped by hand, too."""
@@ -206,6 +212,7 @@ class FeatureComponents(Probe):
             x, _ = self._load(trainer, pl_module, data, step % len(data.batches))
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 feature = split.feature(x).float()
+            check_finite({str(self.layer): feature}, self.name)  # or the nets would never recover
             if optimizer is None:
                 nets = self._made(x.shape[1:], feature.shape[1:]).to(feature.device).train()
                 optimizer = torch.optim.Adam(nets.parameters(), self.learning_rate)
@@ -252,6 +259,7 @@ class FeatureComponents(Probe):
                 if i == 0 and labels is not None:
                     cut.find_head(x)
                 feature = cut.feature(x)
+                check_finite({self.layer or cut.layer: feature}, self.name)
                 head = partial(_head, cut, feature.dtype)
                 approximations = [phi.float() for phi in disentangled.approximate(x)]
                 meter.update(feature.float(), approximations, head, labels)

@@ -13,20 +13,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from netprism.callbacks.probe import (
+    OnError,
     Probe,
     callable_and_network,
     draws_random_numbers,
     forward,
     switched_to_train,
-    together,
 )
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
 from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
 from netprism.figures import gating_entropy as figures
 from netprism.gates import GateRecord, check_kinds, record_gates
-from netprism.loggers import publish
 from netprism.metrics import TransformationComplexity
 from netprism.packing import PackedGates
+from netprism.processes import everywhere, together
 
 RATE_BINS = 20
 _SPLITS: dict[Split, str] = {"train": "", "test": "test_"}  # what the keys of a split have before the quantity
@@ -53,8 +53,8 @@ class GatingEntropy(Probe):
     At the end of the training, figures of the curves, of layers by epochs and of activation rates go to
     `<log_dir>/figures`.
 
-    Cost per epoch and split: one forward pass over the samples (two if the network samples), and n^2 d * 3/2 integer
-    multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
+    Cost per epoch and split: one forward pass over the samples (two if the network samples), and (n / 2 + 512) n d
+    integer multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
 
     Args:
         samples: images of each split, equally many of each class as far as there are; all if there are fewer.
@@ -65,11 +65,12 @@ class GatingEntropy(Probe):
         bandwidth: "dim" or "variance", see `netprism.entropy.transformation_complexity`.
         alpha: factor of the bandwidth, one or one for each layer; None: .04 behind a convolution, .01 behind a linear
             layer.
-        total_correlation: whether to estimate TC, two thirds of the arithmetic.
+        total_correlation: whether to estimate TC, a third of the arithmetic.
         sampling: measure H with dropout and the like switched on, where the network has them; costs a second pass.
         batch_size: images in a forward pass; they are loaded in the training process.
         seed: of the choice of images, of dropout masks in the probe, and of the TC estimate.
         name: prefix of the keys; give each of several instances its own.
+        on_error: "raise" or "warn": whether an error ends the training, or costs this measurement and a line.
         train_data: a map-style data set to use in place of the trainer's training data.
         test_data: likewise; by default the data module's test set, or the first validation loader's.
         unpack: batch -> (inputs, integer labels or None); by default the first two items, or the usual keys of a dict.
@@ -90,11 +91,12 @@ class GatingEntropy(Probe):
         batch_size: int = 128,
         seed: int = 0,
         name: str = "gates",
+        on_error: OnError = "raise",
         train_data: Dataset[Any] | None = None,
         test_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start)
+        super().__init__(name, every_n_epochs, at_start, on_error)
         for option, value in (("samples", samples), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
@@ -133,7 +135,7 @@ class GatingEntropy(Probe):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the figures, into the run's folder and to W&B."""
-        publish(trainer, lambda folder: figures.draw(self.history, self.rates, folder, self.name))
+        self.publish(trainer, lambda folder: figures.draw(self.history, self.rates, folder, self.name))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Draws the figures of a training that was stopped by hand, too."""
@@ -154,13 +156,18 @@ class GatingEntropy(Probe):
         if not self.sampling:
             return False
         inputs, _ = self.unpack(data.load(0, 1))
+        draws, why_not = False, ""
         try:
             with switched_to_train(self.sampling_modules):
-                return draws_random_numbers(partial(forward, trainer, pl_module, inputs), pl_module.device)
+                draws = draws_random_numbers(partial(forward, trainer, pl_module, inputs), pl_module.device)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
         except Exception as error:  # say, a detector that asks for its targets
-            rank_zero_warn(f"{self.name}: H without sampling, since the network does not run in train mode ({error})")
+            why_not = str(error)
+        if failed := [why for why in everywhere(why_not) if why]:
+            rank_zero_warn(f"{self.name}: H without sampling, the network does not run in train mode ({failed[0]})")
             self.sampling = False
-            return False
+        return draws and not failed
 
     def _complexity(
         self,
@@ -171,15 +178,17 @@ class GatingEntropy(Probe):
         only: Sequence[str] | None = None,
     ) -> Complexity:
         """Every rank records its own batches, and computes on those of all."""
-        gates, alphas, labels = together(trainer, partial(self._record, trainer, pl_module, data, split))
-        metric = TransformationComplexity(self.bandwidth, alphas, self.total_correlation, self.seed)
-        metric.to(pl_module.device).update({name: gates[name] for name in only or gates}, labels)
-        return metric.compute()
+        return together(partial(self._record, trainer, pl_module, data, split, only)).compute()
 
     def _record(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, split: Split
-    ) -> tuple[dict[str, PackedGates], float | dict[str, float], Tensor | None]:
-        """Gates, their alphas and labels of this rank's batches."""
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        data: ProbeData,
+        split: Split,
+        only: Sequence[str] | None,
+    ) -> TransformationComplexity:
+        """The metric with the gates and labels of this rank's batches."""
         own = data.shard(trainer.global_rank, trainer.world_size)
         model, network = callable_and_network(pl_module)
         labels: list[Tensor] = []
@@ -192,7 +201,10 @@ class GatingEntropy(Probe):
                 labels += [] if batch_labels is None else [batch_labels]
         rows = sum(len(data.batches[number]) for number in own)
         gates = {name: PackedGates(layer.bits[:rows], layer.shape) for name, layer in record.packed.items()}
-        return gates, self._alphas(record), torch.cat(labels)[:rows] if labels else None
+        metric = TransformationComplexity(self.bandwidth, self._alphas(record), self.total_correlation, self.seed)
+        metric.to(pl_module.device)
+        metric.update({name: gates[name] for name in only or gates}, torch.cat(labels)[:rows] if labels else None)
+        return metric
 
     def _alphas(self, record: GateRecord) -> float | dict[str, float]:
         """By what feeds the gates; by their shape where nothing weighted does."""

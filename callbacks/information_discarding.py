@@ -14,14 +14,14 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import Probe, buffers_kept, callable_and_network, together
+from netprism.callbacks.probe import OnError, Probe, buffers_kept, callable_and_network
 from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
+from netprism.checkpoints import read_training
 from netprism.concentration import box_mask, concentration, segment_mask
 from netprism.discarding import ALPHA, Method, strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.loggers import publish
 from netprism.modules import module_names
-from netprism.processes import everywhere
+from netprism.processes import everywhere, together
 from netprism.reconstruction import reconstruction_uncertainty
 from netprism.sensitivity import jacobian_norms
 
@@ -97,6 +97,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         batch_size: images in a forward pass.
         seed: of the choice of images and of all random vectors.
         name: prefix of the keys; give each of several instances its own.
+        on_error: "raise" or "warn": whether an error ends the training, or costs this measurement and a line.
         data: a map-style data set to use in place of the trainer's.
         unpack: batch -> (images, integer labels or None).
 
@@ -122,10 +123,11 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         batch_size: int = 8,
         seed: int = 0,
         name: str = "discarding",
+        on_error: OnError = "raise",
         data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start)
+        super().__init__(name, every_n_epochs, at_start, on_error)
         counts = {"images": images, "products": products, "scale_images": scale_images, "batch_size": batch_size}
         for option, value in counts.items():
             if value < 1:
@@ -141,18 +143,12 @@ pixel before the layer notices | nat | to log max_sigma + C | |
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""
         data = self._choose(trainer)
-        norms = _gather(together(trainer, partial(self._norms, trainer, pl_module, data)))
+        norms = _gather(together(partial(self._norms, trainer, pl_module, data)))
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
-        maps = _gather(together(trainer, partial(self._maps, trainer, pl_module, data, scale)))
+        maps = _gather(together(partial(self._maps, trainer, pl_module, data, scale)))
+        values = together(partial(_means, maps))
         if self.shown > 0:
-            publish(trainer, partial(self._draw, maps), kind="maps", epoch=epoch)
-        values: dict[str, float] = {}
-        for key, entropies in maps.items():
-            if key.startswith(("SID/", "RU/")):
-                values[key] = float(entropies.double().mean())
-            if key.startswith("SID/") and "mask" in maps:
-                each = concentration(entropies.double(), maps["mask"])
-                values[f"concentration/{key.removeprefix('SID/')}"] = float(each.nanmean())
+            self.publish(trainer, partial(self._draw, maps), kind="maps", epoch=epoch)
         return values
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -163,7 +159,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
             return [] if path is None else [path]
 
         if self.history:
-            publish(trainer, draw)
+            self.publish(trainer, draw)
 
     def _choose(self, trainer: pl.Trainer) -> ProbeData:
         """The images that give the scale; those to be measured come first."""
@@ -235,6 +231,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
             from netprism.lightning_modules import InputDecoder
 
             _, network = callable_and_network(pl_module)
+            read_training(self.ru_decoders)  # what is wrong with the file in one line; Lightning says it in pages
             trained = InputDecoder.load_from_checkpoint(
                 self.ru_decoders, teacher=copy.deepcopy(network), weights_only=True
             )
@@ -265,6 +262,18 @@ pixel before the layer notices | nat | to log max_sigma + C | |
                 path = folder / f"{self.name}_{quantity}.png"
                 paths.append(figures.maps(maps["x"], chosen, path, f"{quantity}, nats", self.shown))
         return paths
+
+
+def _means(maps: Maps) -> dict[str, float]:
+    """The logged quantities."""
+    values: dict[str, float] = {}
+    for key, entropies in maps.items():
+        if key.startswith(("SID/", "RU/")):
+            values[key] = float(entropies.double().mean())
+        if key.startswith("SID/") and "mask" in maps:
+            each = concentration(entropies.double(), maps["mask"])
+            values[f"concentration/{key.removeprefix('SID/')}"] = float(each.nanmean())
+    return values
 
 
 def _gather(own: dict[int, Maps]) -> Maps:

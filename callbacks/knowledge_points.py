@@ -9,17 +9,16 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import Probe, callable_and_network, forward, together
+from netprism.callbacks.probe import OnError, Probe, callable_and_network, check_finite, forward
 from netprism.callbacks.probe_data import ProbeData, inputs_and_labels, probe_data
 from netprism.callbacks.region_data import Seen, gathered, images_of_classes, last_linear, sides_of
 from netprism.figures import knowledge as figures
-from netprism.loggers import is_dry_run, publish
-from netprism.processes import everywhere
+from netprism.loggers import is_dry_run
+from netprism.processes import everywhere, together
 from netprism.projection import (
     Projection,
     descend,
@@ -31,10 +30,8 @@ from netprism.projection import (
 )
 from netprism.region_projection import fit_region_map
 from netprism.regions import KnowledgePoints as Points
-from netprism.regions import knowledge_points, region_features, regional_importance
+from netprism.regions import knowledge_points, region_features, shared_importance
 from netprism.taps import tap
-
-_IMPORTANCE_GROUP = 16  # samples whose importance one process estimates at a time; a constant, so that values are too
 
 
 class KnowledgePoints(Probe):
@@ -54,8 +51,9 @@ class KnowledgePoints(Probe):
     At the end of the training figures go to `<log_dir>/figures`: counts over epochs, knowledge points outlined on
     images, regional features of each layer with an ellipsoid a class, and the film of the epochs as a GIF and a page.
 
-    Cost per epoch and layer, N images of R regions with K channels: `others` * 40 K N R^2 multiply-adds for the
-    importance, shared by the processes, K N^2 R^2 for the matches, and some 50 B^2 R d' for each of `steps` (B = 64).
+    Cost of a measurement and layer, N images of R regions with K channels: `others` * 40 K N R^2 multiply-adds for the
+    importance, shared by the processes, K N^2 R^2 for the matches, and some 50 B^2 R d' for each of `steps` (B = 64):
+    a tenth of the epoch of ResNet-20 on 50 000 images, hence every fifth epoch by default; see docs/scaling.md.
     Memory: 4 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB. Layers of more than `max_side` x `max_side`
     positions are averaged to so many.
 
@@ -70,10 +68,12 @@ class KnowledgePoints(Probe):
         head: the layer that makes the logits; None: the last `nn.Linear`.
         max_side: rows and columns of regions, at most.
         steps: of Adam on the projection of a layer's regions.
-        others: images that each is compared with in a step of its regions' importance.
+        others: images that each is compared with in a step of its regions' importance. The paper has 100; counts and
+            ratios of six seeds spread as much with 20, at a fifth of the cost.
         batch_size: images in a forward pass.
         seed: of the choice of classes and images, and of the fits.
         name: prefix of the keys; give each of several instances its own.
+        on_error: "raise" or "warn": whether an error ends the training, or costs this measurement and a line.
         train_data: a map-style data set to use in place of the trainer's training data.
         unpack: batch -> (inputs, integer labels); by default the first two items, or the usual keys of a dict.
 
@@ -90,20 +90,21 @@ class KnowledgePoints(Probe):
         images_per_class: int = 50,
         classes: int = 10,
         tau: float = 0.4,
-        every_n_epochs: int = 1,
+        every_n_epochs: int = 5,
         at_start: bool = True,
         reference: str | None = None,
         head: str | None = None,
         max_side: int = 8,
         steps: int = 100,
-        others: int = 100,
+        others: int = 20,
         batch_size: int = 128,
         seed: int = 0,
         name: str = "knowledge",
+        on_error: OnError = "raise",
         train_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start)
+        super().__init__(name, every_n_epochs, at_start, on_error)
         least = {"images_per_class": 1, "classes": 2, "max_side": 1, "steps": 1, "others": 2, "batch_size": 1}
         for option, low in least.items():
             if locals()[option] < low:
@@ -135,9 +136,10 @@ class KnowledgePoints(Probe):
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above."""
-        data = together(trainer, partial(self._choose, trainer))
-        own = together(trainer, partial(self._look, trainer, pl_module, data))
-        seen = gathered(own, self.categories, pl_module.device)
+        data = together(partial(self._choose, trainer))
+        own = together(partial(self._look, trainer, pl_module, data))
+        self.sides = everywhere(self.sides)[0]  # a rank without images has seen no layer
+        seen = together(partial(gathered, own, self.categories, pl_module.device))
         try:
             projection = self._project(seen, trainer.is_global_zero)
         except ValueError as error:  # a network whose features have collapsed trains on, and has no knowledge points
@@ -161,13 +163,13 @@ class KnowledgePoints(Probe):
             points[layer] = found
         self.last = {layer: (self.sides[layer], found) for layer, found in points.items()}
         frame = figures.frame(epoch, projected, seen.labels, directions, self.categories)
-        self.frames = [old for old in self.frames if old["epoch"] < epoch] + [frame]
+        self.frames = figures.thinned([*(old for old in self.frames if old["epoch"] < epoch), frame])
         return values
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the figures, into the run's folder and to W&B."""
         if self.frames:
-            publish(
+            self.publish(
                 trainer,
                 lambda folder: figures.draw(self.history, self.frames, self.images, self.last, folder, self.name),
             )
@@ -213,7 +215,8 @@ class KnowledgePoints(Probe):
             if number == 0 and isinstance(inputs, Tensor) and inputs.ndim == 4:
                 self.images = inputs[: figures.IMAGES].detach().float().cpu()
             self._note_sides(features)
-            regions = {layer: region_features(features[layer], self.max_side).cpu() for layer in self.layers}
+            check_finite(features, self.name)
+            regions = {layer: region_features(features[layer].float(), self.max_side).cpu() for layer in self.layers}
             seen[number] = Seen(regions, samples[head].flatten(1).float().cpu(), logits[head].float().cpu(), labels)
         return seen
 
@@ -230,6 +233,8 @@ class KnowledgePoints(Probe):
         `descend` adds up over processes. Nothing added to all that there is leaves it as it is in one process, to the
         bit; the halves of two would be added in another order, and L-BFGS makes much of little differences.
         """
+        if not seen.samples.isfinite().all():  # here and not in `descend`, where those without a share would wait
+            raise ValueError("sample features have values that are NaN or infinite")
         size, categories = seen.samples.shape[1], seen.logits.shape[1]
         projection = Projection(size, categories, min(3, size, categories)).to(seen.samples.device)
         if self.projection:
@@ -247,24 +252,10 @@ class KnowledgePoints(Probe):
     def _project_regions(self, trainer: pl.Trainer, layer: str, seen: Seen, samples: Tensor) -> Tensor:
         """H `(N, R, 3)` of a layer. Each process estimates the importance of its share of the images."""
         regions = seen.regions[layer]
-        groups = torch.arange(len(regions)).split(_IMPORTANCE_GROUP)
-        own = {
-            number: regional_importance(
-                regions.transpose(1, 2), seen.logits, of=groups[number], others=self.others, seed=self.seed
-            ).regions.cpu()
-            for number in range(trainer.global_rank, len(groups), trainer.world_size)
-        }
-        shares = {number: w for share in everywhere(own) for number, w in share.items()}
-        importance = torch.cat([shares[number] for number in range(len(groups))]).to(regions.device)
-        fitted = fit_region_map(
-            regions,
-            samples,
-            importance,
-            seen.logits,
-            start=self.matrices.get(layer),
-            steps=2 if is_dry_run(trainer) else self.steps,
-            seed=self.seed,
-        )
+        importance = shared_importance(regions, seen.logits, others=self.others, seed=self.seed)
+        start, steps = self.matrices.get(layer), 2 if is_dry_run(trainer) else self.steps
+        fit = partial(fit_region_map, regions, samples, importance, seen.logits)
+        fitted = together(partial(fit, start=start, steps=steps, seed=self.seed))
         matrix: Tensor = trainer.strategy.broadcast(fitted.matrix.detach())  # sums on a GPU may differ in the last bit
         fitted.matrix.copy_(matrix)
         self.matrices[layer] = matrix.cpu()

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import move_data_to_device, rank_zero_info
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from netprism.callbacks.probe_data import ProbeData, Split, probe_data
-from netprism.loggers import is_dry_run
+from netprism.loggers import is_dry_run, publish
+from netprism.processes import everywhere, in_one_line, is_known_everywhere, together
 
 T = TypeVar("T")
+OnError = Literal["raise", "warn"]  # what an error in a measurement does: end the training, or cost its numbers alone
+log = logging.getLogger(__name__)
 DRY_RUN_SAMPLES = 32
 
 
@@ -35,12 +42,15 @@ class Probe(pl.Callback):
         name: prefix of the logged keys; two probes of a kind need two names.
         every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
         at_start: also measure before the first step, logged as epoch -1.
+        on_error: "raise" ends the training; "warn" says it in a line, logs nothing, and tries again the next time.
     """
 
-    def __init__(self, name: str, every_n_epochs: int = 1, at_start: bool = True) -> None:
+    def __init__(self, name: str, every_n_epochs: int = 1, at_start: bool = True, on_error: OnError = "raise") -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs is {every_n_epochs}; expected a number >= 1")
-        self.name, self.every_n_epochs, self.at_start = name, every_n_epochs, at_start
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error is {on_error!r}; allowed: {', '.join(get_args(OnError))}")
+        self.name, self.every_n_epochs, self.at_start, self.on_error = name, every_n_epochs, at_start, on_error
         self.sampling_modules: list[nn.Module] = []  # in train mode while training, but for normalisation
         self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
         self._data: dict[Split, ProbeData | None] = {}
@@ -52,7 +62,10 @@ class Probe(pl.Callback):
 
     @abstractmethod
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
-        """Returns what to log, without the prefix: the same keys and values on every rank."""
+        """Returns what to log, without the prefix: the same keys and values on every rank.
+
+        It runs within `netprism.processes.together`, which says how ranks are to talk so that an error hangs none.
+        """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of another trainer and, in a training from the start, the measurements."""
@@ -72,7 +85,7 @@ class Probe(pl.Callback):
         """Measures the untrained network. `log` would merge it with the first epoch, so the loggers get it directly."""
         if self.at_start and trainer.global_step == 0:
             values = self._measure(trainer, pl_module, epoch=-1)
-            for logger in trainer.loggers:
+            for logger in trainer.loggers if values else []:
                 logger.log_metrics({**values, "epoch": -1}, step=0)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,14 +98,28 @@ class Probe(pl.Callback):
             pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
-        with undisturbed(pl_module):
-            _take_buffers_of_rank_0(pl_module)
-            self.sampling_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
-            pl_module.eval()
-            values = self.measure(trainer, pl_module, epoch)
+        """What to log: nothing after an error that is not to end the training."""
+        before = copy.deepcopy(self.state_dict()) if self.on_error == "warn" else {}
+        try:
+            values = together(partial(self._measure_undisturbed, trainer, pl_module, epoch))
+        except Exception as error:
+            if self.on_error == "raise" or not is_known_everywhere(error):
+                raise
+            self.load_state_dict(before)  # the ranks may have come to different points
+            if trainer.is_global_zero:
+                log.warning(f"{self.name}: no values in epoch {epoch}, the training goes on ({in_one_line(error)})")
+            return {}
         # A resumed run measures the epoch it was stopped in once more.
         self.history = [row for row in self.history if row["epoch"] < epoch] + [{"epoch": epoch, **values}]
         return {f"{self.name}/{key}": value for key, value in values.items()}
+
+    def _measure_undisturbed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+        with undisturbed(pl_module):
+            everywhere(None)  # all have come so far: nobody waits in a broadcast for one whose memory has run out
+            _take_buffers_of_rank_0(pl_module)
+            self.sampling_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
+            pl_module.eval()
+            return self.measure(trainer, pl_module, epoch)
 
     def choose_data(
         self, trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None
@@ -105,6 +132,26 @@ class Probe(pl.Callback):
                 rank_zero_info(f"{self.name}: {len(data)} {split} samples: {wanted} were asked for, there are no more")
             self._data[split] = data
         return self._data[split]
+
+    def publish(
+        self,
+        trainer: pl.Trainer,
+        draw: Callable[[Path], Sequence[Path]],
+        kind: str = "figures",
+        epoch: int | None = None,
+    ) -> None:
+        """Draws on rank 0, see `netprism.loggers.publish`; with `on_error="warn"` an error costs the pictures alone."""
+
+        def drawn(folder: Path) -> Sequence[Path]:
+            try:
+                return draw(folder)
+            except Exception as error:
+                if self.on_error == "raise" or isinstance(error, OSError):
+                    raise
+                log.warning(f"{self.name}: no {kind} ({in_one_line(error)})")
+                return []
+
+        publish(trainer, drawn, kind, epoch)
 
     def progress(self, trainer: pl.Trainer, work: Iterable[T], what: str) -> tqdm[T]:
         """A bar over the steps of long work, on rank 0 and where the trainer has one."""
@@ -159,21 +206,6 @@ def _take_buffers_of_rank_0(module: nn.Module) -> None:
             torch.distributed.broadcast(buffer, src=0)
 
 
-def together(trainer: pl.Trainer, run: Callable[[], T]) -> T:
-    """What `run` returns on this rank; where it raises on one rank, all of them raise.
-
-    A rank that left alone would keep the others waiting for it in their next gather.
-    """
-    error: Exception | None = None
-    try:
-        result = run()
-    except Exception as caught:
-        error = caught
-    if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
-        raise error or RuntimeError("a probe failed on another rank; its log says why")
-    return result
-
-
 def forward(trainer: pl.Trainer, pl_module: pl.LightningModule, inputs: Any) -> Any:  # noqa: ANN401 - a model's own
     """Runs the network once without gradients, on its device and in the trainer's precision; returns its output."""
     model, _ = callable_and_network(pl_module)
@@ -200,6 +232,17 @@ def draws_random_numbers(run: Callable[[], object], device: torch.device) -> boo
     before = _random_state(device)
     run()
     return any(not torch.equal(a, b) for a, b in zip(before, _random_state(device), strict=True))
+
+
+def check_finite(features: Mapping[str, Tensor], probe: str) -> None:
+    """Refuses features, by layer, from which no number of a probe would mean anything.
+
+    Raises:
+        ValueError: NaN or infinite values, with the first such layer.
+    """
+    for layer, feature in features.items():
+        if not feature.isfinite().all():
+            raise ValueError(f"{probe}: layer {layer!r} gives values that are NaN or infinite")
 
 
 def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.Module]:

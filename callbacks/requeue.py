@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 class Requeue(pl.Callback):
     """On SIGUSR1 or SIGTERM: saves a checkpoint, puts a Slurm job back into the queue, and ends the process.
 
-        trainer = Trainer(callbacks=[ExactResume(), Requeue()])
+        trainer = Trainer(callbacks=[ExactResume(), ModelCheckpoint("runs/mine", save_last=True), Requeue()])
         trainer.fit(model, ckpt_path="last", weights_only=True)
 
     Slurm sends SIGUSR1 some time before a job's end (`--signal=SIGUSR1@90`), and SIGTERM to a job that has to make room
@@ -60,7 +60,7 @@ class Requeue(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the place of Lightning's handlers, which it has installed by now."""
-        # At its end it would put back what it has found: by then, our own handler of `setup`.
+        # It puts back what it has found: that of SIGUSR1, by then, was ours of `setup`.
         trainer._signal_connector._original_handlers.update(self._before)
         for number in SIGNALS:
             self._catch(number)
@@ -81,13 +81,10 @@ class Requeue(pl.Callback):
         self._obey(trainer)
         progress.increment_ready()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the handlers back."""
-        self._release()
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Puts the handlers back."""
-        self._release()
+        """Puts the handler of `setup` back, where Lightning has none of its own yet."""
+        if signal.SIGUSR1 in self._before and not trainer._signal_connector._original_handlers:
+            signal.signal(signal.SIGUSR1, self._before[signal.SIGUSR1])
 
     def _obey(self, trainer: pl.Trainer) -> None:
         own = torch.tensor(self._asked, device=trainer.strategy.root_device)
@@ -100,24 +97,19 @@ class Requeue(pl.Callback):
             logger.finalize("failed")  # now: Slurm kills the job's processes while it is put back
         job = requeued_job() if trainer.is_global_zero else None
         then = f"job {job} is back in the queue" if job else "go on with --ckpt_path last"
-        rank_zero_info(f"{signal.Signals(asked).name}: saved {shown(path)} at step {trainer.global_step}; {then}")
+        # The disk may be full: netprism's own checkpoint_io has said so, and the older checkpoint is there.
+        saved = "could not save" if shown(path) in getattr(trainer.strategy.checkpoint_io, "unsaved", ()) else "saved"
+        rank_zero_info(f"{signal.Signals(asked).name}: {saved} {shown(path)} at step {trainer.global_step}; {then}")
         # A process that ends with an error lets srun and torchrun end the others: wait for the one that talks to Slurm.
         trainer.strategy.barrier()
         raise SystemExit(128 + asked)
 
     def _catch(self, number: signal.Signals) -> None:
         if threading.current_thread() is threading.main_thread():  # Python's condition
-            handler = signal.signal(number, self._note)
-            self._before.setdefault(number, handler)
+            self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = max(self._asked, number)
-
-    def _release(self) -> None:
-        for number, handler in self._before.items():
-            if signal.getsignal(number) == self._note:
-                signal.signal(number, handler)
-        self._before = {}
 
 
 def requeued_job() -> str | None:

@@ -34,19 +34,15 @@ class _Seen:
     samples: Tensor
     logits: Tensor
 
-    def of_all_processes(self) -> _Seen:
-        """Of the images of all processes, on each of them."""
-        regions = {layer: rows_of_all(features) for layer, features in self.regions.items()}
-        return _Seen(regions, rows_of_all(self.samples), rows_of_all(self.logits))
-
 
 class RegionProjection(LightningModule):
     """Projects the regional features of layers of a frozen network into the space of its sample features' categories.
 
     Each batch passes the network once. Then the sample features are projected anew, from where the last batch left
     them, and the regions of each layer make `updates` steps, each on `compared` images of the batch. So a batch should
-    be as large as memory allows, best all images (some hundreds are enough), and two or three epochs do. In several
-    processes gradients are averages, over a batch of each.
+    be as large as memory allows, best all images (some hundreds are enough), and two or three epochs do. Each
+    of several processes takes the batches of all, with the result of one process with a batch as large; only the
+    importance of regions, which takes longest, is shared out.
 
     | key, once per epoch | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
@@ -143,7 +139,9 @@ class RegionProjection(LightningModule):
 
     def training_step(self, batch: Batch) -> None:
         """Steps of the projections of all layers on the batches of all processes."""
-        seen, labels = self._look(batch[0]).of_all_processes(), rows_of_all(batch[1])
+        # Images, and not features, whose last bit depends on the batch they are in: L-BFGS makes much of it.
+        images, labels = rows_of_all(batch[0]), rows_of_all(batch[1])
+        seen = self._look(images)
         initial = self.sample_projection if self.sample_projection.scale > 0 else None
         dimensions = len(self.sample_projection.matrix)
         fitted = fit_projection(
@@ -159,7 +157,7 @@ class RegionProjection(LightningModule):
         projected = {layer: h.detach() for layer, h in self._scaled(seen).items()}
         directions = fitted.directions.to(seen.samples)
         frame = figures.frame(self.current_epoch, projected, labels, directions, range(len(directions)))
-        self.frames = [old for old in self.frames if old["epoch"] < self.current_epoch] + [frame]
+        self.frames = figures.thinned([*(old for old in self.frames if old["epoch"] < self.current_epoch), frame])
 
     def _descend(self, number: int, layer: str, seen: _Seen, optimizer: Optimizer) -> dict[str, Tensor]:
         """The steps of one layer on a batch; returns what to log."""

@@ -33,27 +33,31 @@ def hamming(gates: PackedGates) -> Tensor:
     return ones[:, None] + ones - 2 * gram
 
 
-def hamming_to_independent(gates: PackedGates, rates: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers of gates that differ from n synthetic samples, with independent gates of the same activation rates.
+def hamming_to_independent(
+    gates: PackedGates, rates: Tensor, generator: torch.Generator, count: int | None = None
+) -> Tensor:
+    """Numbers of gates that differ from m synthetic samples, with independent gates of the same activation rates.
 
     The synthetic gates are drawn with rates rounded to 1/65536, a run at a time, and never stored.
 
-    Cost: n^2 d integer multiply-adds and n d random numbers of 16 bits; memory as `hamming`.
+    Cost: n m d integer multiply-adds and m d random numbers of 16 bits; memory as `hamming`.
 
     Args:
         gates: of n samples.
         rates: activation rates `(d,)` in [0, 1].
         generator: of the random numbers, on the gates' device.
+        count: m; None: n.
 
     Returns:
-        int32 `(n, n)`: samples by synthetic samples.
+        int32 `(n, m)`: samples by synthetic samples.
     """
     n = len(gates)
-    common = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
+    m = n if count is None else count
+    common = torch.zeros(n, m, dtype=torch.int32, device=gates.bits.device)
     ones, synthetic_ones = torch.zeros_like(common[:, :1]), torch.zeros_like(common[:1])
     rates = pad(rates, (0, -len(rates) % 8))
     for place, run in gates.runs(_RUN):
-        synthetic = _bernoulli(rates[place], n, generator)
+        synthetic = _bernoulli(rates[place], m, generator)
         common += _product(run, synthetic)
         # Sums by products with ones: 50 times as fast as torch.sum from int8 to int32.
         one = torch.ones_like(run[:1])

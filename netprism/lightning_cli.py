@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import re
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -21,10 +24,13 @@ from pytorch_lightning.utilities import rank_zero_only
 import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
+from netprism.callbacks.even_ranks import EvenRanks
 from netprism.callbacks.exact_resume import ExactResume
+from netprism.callbacks.requeue import Requeue
 from netprism.callbacks.run_summary import RunSummary
+from netprism.checkpoints import of_another_model, read_training
 from netprism.missing import name_teachers
-from netprism.run import FINISHED, RUN, open_folder, provenance, shown, write_text
+from netprism.run import FINISHED, RUN, claim, open_folder, provenance, release, shown, write_text
 
 # What jsonargparse says about the inside of its types, before and after the line that names the mistake.
 NOISE = (
@@ -44,6 +50,7 @@ NOISE = (
 for _stage in ("train", "val", "test", "predict"):
     Trainer.__init__.__annotations__[f"limit_{_stage}_batches"] = int | float | None
 
+log = logging.getLogger(__name__)
 DEFAULTS = Path(__file__).parent / "configs" / "trainer" / "default.yaml"
 
 
@@ -53,20 +60,56 @@ def is_no_advert(record: logging.LogRecord) -> bool:
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and renames it.
+    """Writes a checkpoint beside the old one and renames it; reads one as numbers alone.
 
     Lightning's own writes into the system's temporary folder and moves, which on another file system is a copy: a job
     killed meanwhile has lost its only checkpoint.
+
+    A full disk costs a line for each checkpoint that is not written, not the training: the older one stays whole and
+    the next save is another try. What is still unwritten at the end is in `unsaved`, {file: reason}.
     """
+
+    def __init__(self) -> None:
+        self.unsaved: dict[str, str] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Save `checkpoint` under `path`, whole or not at all."""
-        part = Path(f"{path}.part")
+        part, name = Path(f"{path}.part"), shown(path)
+        buffer = io.BytesIO()  # not to the file itself: there torch's writer ends a full disk in a RuntimeError
+        torch.save(checkpoint, buffer)
         try:
-            super().save_checkpoint(checkpoint, part, storage_options)
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # a network file system may say only here that it is full
             part.replace(path)
+            self.unsaved.pop(name, None)
+        except OSError as error:
+            self.unsaved[name] = str(error.strerror)
+            older = "the older one is kept" if Path(path).is_file() else "there is no older one"
+            log.warning(f"{name} was not written ({error.strerror}), {older}; the training goes on")
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, unless the one that takes its place was not written."""
+        self.unsaved.pop(shown(path), None)  # nobody wants it any more
+        if not self.unsaved:
+            super().remove_checkpoint(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint of a training, to the CPU; raises what `read_training` does.
+
+        Raises:
+            ValueError: With `weights_only=False`.
+        """
+        if weights_only is False:
+            raise ValueError("weights_only is false, which would run what is pickled in a checkpoint; leave it out")
+        return read_training(path)
 
 
 class SaveRun(SaveConfigCallback):
@@ -127,6 +170,19 @@ class NetprismCLI(LightningCLI):
             raise argparse.ArgumentError(None, self._explain(error.message)) from error
         name_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
 
+    def _parse_ckpt_path(self) -> None:
+        """Keep to the config: Lightning's would let the checkpoint name another class for the model, and arguments."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "in loading state_dict for" not in str(error):
+                raise
+            raise ValueError(of_another_model(self.config[subcommand]["ckpt_path"], error)) from error
+        finally:
+            release()
+
     def _explain(self, message: str) -> str:
         line = " ".join(part for part in map(str.strip, message.splitlines()) if part and not part.startswith(NOISE))
         known = re.findall(r"--[\w.]+", self._subcommand_parsers[self.args[0]].format_usage())
@@ -139,7 +195,10 @@ class NetprismCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Instantiate the trainer; only a training has loggers, the other commands print their table."""
         trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
-        trainer.callbacks.insert(0, ExactResume())  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+        callbacks[:0] = [ExactResume(), EvenRanks()]
+        if not any(isinstance(callback, Requeue) for callback in callbacks):
+            callbacks.append(Requeue())
         return trainer
 
     @rank_zero_only
@@ -148,7 +207,8 @@ class NetprismCLI(LightningCLI):
 
         Raises:
             OSError: If it cannot be written.
-            FileExistsError: If it has the curves of an older run that this one does not continue.
+            FileExistsError: If it has the curves of an older run that this one does not continue, or another process
+                is at work in it.
         """
         config, folder = self.config["fit"], Path(os.environ[RUN])
         if config["trainer"]["fast_dev_run"]:
@@ -156,10 +216,18 @@ class NetprismCLI(LightningCLI):
         if (folder / "metrics.csv").exists() and not self.goes_on:
             raise FileExistsError(f"{shown(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}")
         open_folder(folder)
+        claim(folder)
         (folder / FINISHED).unlink(missing_ok=True)
 
     @rank_zero_only
     def after_fit(self) -> None:
-        """Mark the run as finished: its checkpoints may be looked into by other experiments."""
+        """Mark the run as finished: its checkpoints may be looked into by other experiments.
+
+        Raises:
+            OSError: If a checkpoint is missing or older than it should be, because the disk was full.
+        """
+        saves = self.trainer.strategy.checkpoint_io
+        if isinstance(saves, SafeCheckpointIO) and saves.unsaved:
+            raise OSError(f"not written: {', '.join(f'{name} ({why})' for name, why in saves.unsaved.items())}")
         if not self.config["fit"]["trainer"]["fast_dev_run"] and not self.trainer.interrupted:
             write_text(Path(os.environ[RUN], FINISHED), f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,6 +13,18 @@ from torch import distributed as dist
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 T = TypeVar("T")
+_TOLD = "the other processes were told"
+
+
+class FailedElsewhere(RuntimeError):
+    """Work that all processes do at the same time has failed in another one."""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process sends that has failed, in place of what the others wait for."""
+
+    why: str
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
@@ -28,12 +42,53 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def everywhere(own: T) -> list[T]:
-    """What each process has, by rank, on each of them; all have to call it. Tensors should be on the CPU."""
+    """What each process has, by rank, on each of them; all have to call it. Tensors should be on the CPU.
+
+    Raises:
+        FailedElsewhere: a process has failed within a `together`, and what it has will never come.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
     everything: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everything, own)
+    if failures := [item.why for item in everything if isinstance(item, _Failure)]:
+        raise FailedElsewhere("; ".join(failures))
     return everything
+
+
+def together(run: Callable[[], T]) -> T:
+    """What `run` returns in this process; where it raises in one of them, it raises in all.
+
+    A process that left alone would keep the others waiting in their next gather. So it tells them there: in the next
+    `everywhere` or at the end of the next `together`, be that within `run` or its own. Any other collective (a sum, a
+    broadcast) has to follow on one of these two with no work between that may fail in one process alone.
+
+    Raises:
+        FailedElsewhere: in the processes that have not failed themselves.
+    """
+    try:
+        result = run()
+    except Exception as error:
+        if not is_known_everywhere(error):
+            with suppress(FailedElsewhere):
+                everywhere(_Failure(f"process {dist.get_rank()}: {in_one_line(error)}"))
+            error.add_note(_TOLD)
+        raise
+    everywhere(None)
+    return result
+
+
+def is_known_everywhere(error: Exception) -> bool:
+    """Whether each process has this error or a `FailedElsewhere` for it."""
+    alone = not (dist.is_available() and dist.is_initialized())
+    return alone or isinstance(error, FailedElsewhere) or _TOLD in getattr(error, "__notes__", ())
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    if isinstance(error, FailedElsewhere):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def is_first_process() -> bool:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netprism.mixture import concentrated, log_posterior
-from netprism.processes import sum_over_processes
+from netprism.processes import is_first_process, sum_over_processes
 
 _FIRST_STRENGTH = 0.1  # of a feature of mean length, at most: from 3 and more kappa saturates and KL sticks
 
@@ -191,7 +191,7 @@ def fit_projection(
     steps: int = 200,
     initial: Projection | None = None,
 ) -> Projection:
-    """Fits a projection to features and logits that are in memory.
+    """Fits a projection to features and logits that are in memory: of several processes, in that of each, and the same.
 
     Cost: about 1.1 evaluations a step, each N (2 d d' + 2 d' C) multiply-adds and N times kappa (3 us); 2 s for
     1437 samples on a busy core. Memory: the features in float64.
@@ -216,7 +216,11 @@ def fit_projection(
         with torch.no_grad():
             projection.matrix.copy_(initial.matrix)
         projection.scale.copy_(features.flatten(1).double().norm(dim=1).mean())
-    descend(projection, features.detach(), targets, lbfgs([projection.matrix], steps))
+    _checked(features, projection)  # on all processes, and not only on the one that has a share
+    # `descend` adds up over processes: nothing added to all there is leaves it as it is in one process, to the bit. The
+    # shares of two would be added in another order, and L-BFGS makes much of little differences.
+    share = slice(None) if is_first_process() else slice(0)
+    descend(projection, features.detach()[share], targets[share], lbfgs([projection.matrix], steps))
     if initial is not None:
         projection.rotate(rotation_onto(projection.directions, initial.directions))
     return projection
@@ -253,7 +257,12 @@ def _checked(features: Tensor, projection: Projection) -> Tensor:
 
 @torch.no_grad()
 def _start(projection: Projection, features: Tensor, targets: Tensor, count: Tensor) -> None:
-    """Scale, and M: the d' directions in which features covary most with the targets, for small strengths."""
+    """Scale, and M: the d' directions in which features covary most with the targets, for small strengths.
+
+    C targets sum to 1, so that there are C - 1 such directions at most. The others that come out of a covariance are
+    rounding errors, which differ between one process and two: random ones of a fixed seed take their place. So is the
+    sign of each: its largest entry is made positive.
+    """
     scale = sum_over_processes(features.norm(dim=1).sum()) / count
     mean, means = sum_over_processes(features.sum(0)) / count, sum_over_processes(targets.sum(0)) / count
     covariance = sum_over_processes((targets - means).T @ (features - mean)) / count
@@ -261,4 +270,9 @@ def _start(projection: Projection, features: Tensor, targets: Tensor, count: Ten
     if not spread[0] > 1e-9 * scale:
         raise ValueError("features are constant, or have nothing to do with the outputs: there is nothing to project")
     projection.scale.copy_(scale)
-    projection.matrix.copy_(_FIRST_STRENGTH * axes[: len(projection.matrix)])
+    found = axes[: len(projection.matrix)][spread[: len(projection.matrix)] > 1e-9 * spread[0]]
+    found = found * found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
+    missing = len(projection.matrix) - len(found), features.shape[1]
+    random = torch.randn(missing, generator=torch.Generator().manual_seed(0), dtype=features.dtype).to(features.device)
+    others = F.normalize(random - random @ found.T @ found, dim=1)
+    projection.matrix.copy_(_FIRST_STRENGTH * torch.cat([found, others]))

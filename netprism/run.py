@@ -55,12 +55,12 @@ def agreed_id() -> str:
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return new_id()
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     if os.environ["RANK"] == "0":
         store.compare_set(RUN, "", new_id())
-    return store.get(RUN).decode()
+    return str(store.get(RUN).decode())
 
 
 def finished_runs(experiment: str) -> list[Path]:

@@ -10,16 +10,14 @@ An analysis takes a plain `nn.Module`; in a config, `trained` says where that co
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
+from netprism.checkpoints import read_checkpoint
 from netprism.run import finished_runs, runs_root, shown
 
 EXPERIMENTS = Path(__file__).parent / "configs" / "experiment"
@@ -127,12 +125,7 @@ def load_weights(net: nn.Module, path: Path) -> None:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {shown(path)}")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{shown(path)} is no file of tensors alone ({str(error).partition(chr(10))[0]})") from error
+    content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{shown(path)} holds no state dict")

@@ -21,6 +21,7 @@ from netprism.knowledge import KnowledgePoints
 Frame = dict[str, Any]  # a checkpoint holds it: epoch, directions, names, layers -> points, categories, means, ...
 
 IMAGES = 8  # that are drawn
+FRAMES = 50  # of a film, at most
 _FILM_IMAGES = 20  # whose regions are points of the film: 26 kB a layer and epoch with 64 regions
 
 
@@ -47,6 +48,18 @@ def frame(
             "covariances": torch.stack([covariance for _, covariance in of_class]),
         }
     return {"epoch": epoch, "directions": directions, "names": [str(c) for c in categories], "layers": layers}
+
+
+def thinned(frames: Sequence[Frame]) -> list[Frame]:
+    """At most `FRAMES` of the frames, so that memory and checkpoints do not grow with the epochs.
+
+    The first and the last stay, and between them those of every second epoch, every fourth, ...
+    """
+    step, last = 1, frames[-1]["epoch"]
+    while len(frames) > FRAMES:
+        step *= 2
+        frames = [one for one in frames if (one["epoch"] + 1) % step == 0 or one["epoch"] == last]
+    return list(frames)
 
 
 def draw(

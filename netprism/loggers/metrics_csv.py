@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from netprism.run import write_text
+from netprism.run import shown, write_text
+
+log = logging.getLogger(__name__)
 
 Key = tuple[int | None, int | None]  # epoch and step
 
@@ -28,7 +31,8 @@ class MetricsCsv(Logger):
     epoch and step that it logs first, and replaces the others: they are run again.
 
     Rewriting is O(rows), so it is given at most a 20th of the time; what is still in memory is written with every
-    checkpoint and at the end, so that a run that dies loses no row of an epoch it can go on from.
+    checkpoint and at the end, so that a run that dies loses no row of an epoch it can go on from. A full disk costs a
+    line: the rows are kept, the older file as well, and the next save is another try.
 
     Args:
         save_dir: The run folder. With this logger first, it is `trainer.log_dir` as well.
@@ -41,6 +45,7 @@ class MetricsCsv(Logger):
         self._columns = dict.fromkeys(("epoch", "step"))
         self._resumed = False
         self._write_from = 0.0
+        self._told = False  # that the disk is full
 
     @property
     def save_dir(self) -> str:
@@ -85,6 +90,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is not written yet."""
+        self._told = False
         self._write()
 
     def _resume(self, first: Key) -> None:
@@ -105,4 +111,10 @@ class MetricsCsv(Logger):
         writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows.values())
-        write_text(self.path, text.getvalue())
+        try:
+            write_text(self.path, text.getvalue())
+            self._told = False
+        except OSError as error:
+            if not self._told:
+                log.warning(f"{shown(self.path)} was not written ({error.strerror}); its rows wait for the next try")
+            self._told = True

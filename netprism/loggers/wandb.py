@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -124,7 +125,10 @@ class Wandb(WandbLogger):
         super().finalize(status)
         run, self._experiment = self._experiment, None
         if self._own and run is not None:
+            folder, begin = shown(Path(run.settings.sync_dir)), time.monotonic()
             run.finish(exit_code=0 if status == "success" else 1)
+            if time.monotonic() - begin >= (limit := self._settings["finish_timeout"]):
+                rank_zero_info(f"W&B: not all was uploaded within {limit:g} s; `wandb sync {folder}` does the rest")
 
     def _start(self) -> Run:
         # A silent wandb raises UsageError where another one asks for a key on the terminal and waits for ever.
