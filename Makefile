@@ -63,7 +63,7 @@ run:
 test test-slurm check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slurm: .venv/ready
 	@$(PY) -m pytest tests/slurm -m slurm $(ARGS)
@@ -72,7 +72,7 @@ check: .venv/ready
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy netprism
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 bench: .venv/ready
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done

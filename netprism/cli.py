@@ -64,6 +64,10 @@ def main(argv: list[str] | None = None) -> None:
     except (UsageError, argparse.ArgumentError) as error:
         _exit(2, error)
     except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it as the root cause, whichever rank it was
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(error)
         meant = users_error(error)
         if meant is None or os.environ.get("NETPRISM_TRACEBACK"):
             raise

@@ -106,7 +106,7 @@ def test_a_failed_install_is_tried_again(checkout):
 def test_failing_tests_fail_the_command(checkout):
     assert make(checkout, "test", fail="-m pytest").returncode != 0
     assert make(checkout, "test", "ARGS=-k gates").returncode == 0
-    assert asked(checkout)[-1] == "-m pytest -k gates"
+    assert asked(checkout)[-1] == "-m pytest -n 2 --dist loadfile -k gates"
 
 
 def test_check_stops_at_the_first_complaint(checkout):

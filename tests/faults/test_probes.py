@@ -11,38 +11,17 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from in_time import in_time
-from strangers import Net, Stranger, fit
+from small_probes import PROBES, Module, shorten
+from strangers import Net, fit
 from torch.multiprocessing import ProcessRaisedException
-from torch.nn import functional as F
 
-from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDiscarding, KnowledgePoints
 from netprism.callbacks.probe import Probe, log
 from netprism.callbacks.probe_data import inputs_and_labels
 from netprism.loggers import MetricsCsv
 from netprism.processes import everywhere, together
-from netprism.projection import lbfgs
 
 EPOCHS = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*layer 'fc1' has one region")
-
-
-class Logits(Net):
-    def forward(self, x):
-        return super().forward(x)["logits"]
-
-
-class Module(Stranger):
-    """Its network returns logits, as some probes want it."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__(Logits(dropout=0.5))
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        """There is none."""
 
 
 class Failing(Probe):
@@ -199,22 +178,6 @@ def test_who_stops_a_training_by_hand_stops_it(tmp_path):
         train(tmp_path, Failing("after", KeyboardInterrupt(), on_error="warn"))
 
 
-PROBES = {
-    "gates": partial(GatingEntropy, samples=20, batch_size=7),
-    "discarding": partial(
-        InformationDiscarding, ["conv", "fc1"], images=8, scale_images=8, batch_size=3, products=2, shown=0
-    ),
-    "knowledge": partial(
-        KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, others=4, batch_size=6,
-        every_n_epochs=1,
-    ),
-    "components": partial(
-        FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, samples=12, batch_size=5, every_n_epochs=1,
-        at_start=True,
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("name", PROBES)
 def test_every_probe_refuses_other_words_than_raise_and_warn(name):
     with pytest.raises(ValueError, match=r"^on_error is 'ignore'; allowed: raise, warn$"):
@@ -241,10 +204,8 @@ LAYERS = {"gates": ":relu#0", "discarding": "model.conv", "knowledge": "conv", "
 
 @pytest.fixture
 def short(tmp_path, monkeypatch):
-    """Without pictures, and without most steps of L-BFGS."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=3))
+    shorten(monkeypatch)
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -6,28 +6,19 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
-from functools import partial
 
 import pytest
 import pytorch_lightning as pl
-import torch
 from in_time import in_time
 from pytorch_lightning.strategies import DDPStrategy
-from strangers import Net, Stranger, fit, images
+from small_probes import PROBES, Module, shorten
+from strangers import Stranger, fit, images
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from netprism.callbacks import (
-    EvenRanks,
-    FeatureComponents,
-    GatingEntropy,
-    InformationDiscarding,
-    KnowledgePoints,
-)
+from netprism.callbacks import EvenRanks
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
-from netprism.projection import lbfgs
 
 BATCH = 8
 
@@ -138,23 +129,6 @@ class Images(ImageDataModule):
         return ImageTensors(*found.tensors)
 
 
-class Logits(Stranger):
-    """Its network returns logits, as some probes want it."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__(Net())
-
-    def forward(self, x):
-        return self.model(x)["logits"]
-
-    def training_step(self, batch, batch_idx):
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
-
-
 class Counts(pl.Callback):
     """Writes down how many batches a rank has had."""
 
@@ -171,29 +145,12 @@ class Counts(pl.Callback):
         (self.folder / f"counts{trainer.global_rank}").write_text(f"{self.training} {self.validation}")
 
 
-PROBES = {
-    "gates": partial(GatingEntropy, samples=9, batch_size=3),
-    "discarding": partial(
-        InformationDiscarding, ["conv", "fc1"], images=4, scale_images=4, batch_size=2, products=2, shown=0
-    ),
-    "knowledge": partial(
-        KnowledgePoints, ["conv", "fc1"], images_per_class=4, classes=3, steps=2, others=4, batch_size=4,
-        every_n_epochs=1,
-    ),
-    "components": partial(
-        FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, samples=9, batch_size=3, every_n_epochs=1
-    ),
-}  # fmt: skip
-
-
 @pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
 def test_validation_may_be_uneven_and_our_training_data_never_are(tmp_path, monkeypatch):
     """Three ranks, of which the last has no second batch to validate and one image less to train on."""
-    monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=3))
-    probes = [probe() for probe in PROBES.values()]
-    data = Images(batch_size=1)
-    trainer = train(tmp_path, Logits(), EvenRanks(), *probes, Counts(tmp_path), datamodule=data, devices=3)
+    shorten(monkeypatch)
+    probes, data = [probe() for probe in PROBES.values()], Images(batch_size=1)
+    trainer = train(tmp_path, Module(), EvenRanks(), *probes, Counts(tmp_path), datamodule=data, devices=3)
     counts = [(tmp_path / f"counts{rank}").read_text() for rank in range(3)]
     assert counts == ["9 2", "9 2", "9 1"]
     for name in PROBES:

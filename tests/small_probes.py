@@ -1,0 +1,51 @@
+"""All four probes at their smallest, and a module that suits them."""
+
+from functools import partial
+
+import pytest
+import torch
+from strangers import Net, Stranger
+from torch.nn import functional as F
+
+from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDiscarding, KnowledgePoints
+from netprism.projection import lbfgs
+
+PROBES = {
+    "gates": partial(GatingEntropy, samples=20, batch_size=7),
+    "discarding": partial(
+        InformationDiscarding, ["conv", "fc1"], images=8, scale_images=8, batch_size=3, products=2, shown=0
+    ),
+    "knowledge": partial(
+        KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, others=4, batch_size=6,
+        every_n_epochs=1,
+    ),
+    "components": partial(
+        FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, samples=12, batch_size=5, every_n_epochs=1,
+        at_start=True,
+    ),
+}  # fmt: skip
+
+
+class Logits(Net):
+    def forward(self, x):
+        return super().forward(x)["logits"]
+
+
+class Module(Stranger):
+    """Its network returns logits, as some probes want it."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(Logits(dropout=0.5))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures, and without most steps of L-BFGS."""
+    monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
+    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=3))
