@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from netprism.figures import projection as figures
 from netprism.loggers import publish
 from netprism.metrics.projected_samples import ProjectedSamples
+from netprism.processes import is_first_process, rows_of_all
 from netprism.projection import Projection, descend, lbfgs, soft_targets
 from netprism.taps import tap
 
@@ -29,7 +30,7 @@ class SampleProjection(LightningModule):
     Each batch passes the network once; then the projection of each layer makes `updates` steps on it. With the default
     optimiser, L-BFGS with about 200 evaluations a step, a batch should be all images (`data.init_args.batch_size`) and
     two or three epochs are enough. With smaller batches take Adam: categories' directions and priors then are averages
-    over about an epoch.
+    over about an epoch. Several processes gather their images, and find what one finds, as fast as that.
 
     | key, once per epoch | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
@@ -118,15 +119,18 @@ class SampleProjection(LightningModule):
         return [make([projection.matrix]) for projection in self.projections]  # type: ignore[list-item]
 
     def training_step(self, batch: Batch) -> None:
-        """Steps of all projections on a batch."""
-        features, targets = self._prepared(batch)
+        """Steps of all projections on a batch, of several processes on the images of all."""
+        # Images, and not sums: their last bit depends on how they are shared, and L-BFGS makes 1e-3 of that. The first
+        # process has the whole batch, the others nothing to add.
+        features, targets = self._prepared(rows_of_all(_images(batch)))
+        share = slice(None) if is_first_process() else slice(0)
         memory = 1 - 1 / self.trainer.num_training_batches  # about an epoch; none where the batch is all there is
         for layer, optimizer, samples in zip(self.layers, self._optimizers(), _all(self.train_samples), strict=True):
             projection = self.projection(layer)
             past = memory * projection.sums
             for _ in range(self.updates):
-                descend(projection, features[layer], targets, optimizer, past)
-            samples.update(projection, features[layer], targets)
+                descend(projection, features[layer][share], targets[share], optimizer, past)
+            samples.update(projection, features[layer][share], targets[share])
 
     def validation_step(self, batch: Batch) -> None:
         """Adds a batch to the validation images."""

@@ -151,12 +151,12 @@ def test_one_process_equals_two(tmp_path, batch_size):
         assert pair[key].item() == pytest.approx(value.item(), abs=1e-6), key
 
 
-def test_two_processes_find_with_lbfgs_what_one_finds(tmp_path):
+def test_two_processes_find_with_lbfgs_what_one_finds_to_the_bit(tmp_path):
     one, two = (SampleProjection(teacher(), SHAPE, optimizer=few_steps) for _ in range(2))
-    alone = fit(one, tmp_path).callback_metrics
-    pair = fit(two, tmp_path, train=loader(batch_size=30), strategy="ddp_fork", devices=2).callback_metrics
-    for key in ("knowledge/KL/before_last", "knowledge/strength_uncertainty_corr/before_last"):
-        assert pair[key].item() == pytest.approx(alone[key].item(), abs=1e-3)
+    options = {"use_distributed_sampler": False, "max_epochs": 2}
+    fit(one, tmp_path, Shared(60), **options)
+    fit(two, tmp_path, Shared(60), **options, strategy="ddp_fork", devices=2)
+    assert torch.equal(one.projection().matrix, two.projection().matrix)
 
 
 def test_a_run_has_its_curves_pictures_and_a_checkpoint_to_load(tmp_path):
