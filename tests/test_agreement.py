@@ -125,7 +125,9 @@ ANALYSES = {
         [Net(), Net(seed=1)], "norm", (4, 7), width=1 / 32, rounds=2, input_shape=SHAPE
     ),
     "InputDecoder": lambda: InputDecoder(Net(), ["norm", "fc1"], input_shape=SHAPE, width=2, blocks=2),
-    "SampleProjection": lambda: SampleProjection(Net(), SHAPE, ["norm", "before_last"], optimizer=partial(lbfgs, steps=20)),
+    "SampleProjection": lambda: SampleProjection(
+        Net(), SHAPE, ["norm", "before_last"], optimizer=partial(lbfgs, steps=20)
+    ),
     "RegionProjection": lambda: RegionProjection(Net(), SHAPE, ["norm"], updates=3, compared=10),
 }
 
