@@ -1,4 +1,4 @@
-"""Knowledge points of layers after every epoch."""
+"""Knowledge points of layers, epoch by epoch."""
 
 from __future__ import annotations
 
