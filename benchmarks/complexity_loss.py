@@ -14,7 +14,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from netprism.losses import ComplexityLoss
+from netprism.gates.loss import ComplexityLoss
 from netprism.nets import PreActResNet, ResidualMLP
 
 

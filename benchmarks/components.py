@@ -16,10 +16,10 @@ import warnings
 import pytorch_lightning as pl
 import torch
 
+from netprism.components.disentangler import ORDERS
 from netprism.datamodules import Digits
 from netprism.lightning_modules import Disentangler
 from netprism.nets import ResNet
-from netprism.nets.disentangler import ORDERS
 
 
 class Clock(pl.Callback):

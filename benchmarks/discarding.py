@@ -16,11 +16,11 @@ import torch
 
 from netprism.callbacks import InformationDiscarding
 from netprism.datamodules import Digits
-from netprism.discarding import ALPHA, GAUSSIAN, strict_information_discarding
-from netprism.largest_noise import feature_change
+from netprism.discarding.noise import feature_change
+from netprism.discarding.sensitivity import feature_scale
+from netprism.discarding.sid import ALPHA, GAUSSIAN, strict_information_discarding
 from netprism.lightning_modules import Classifier
 from netprism.nets import ResNet
-from netprism.sensitivity import feature_scale
 from netprism.taps import tap
 
 

@@ -15,7 +15,7 @@ import torch
 from torchebm.core import BaseModel
 from torchebm.samplers import LangevinDynamics
 
-from netprism.energy import GateEnergy, discrete_langevin, langevin
+from netprism.gates.energy import GateEnergy, discrete_langevin, langevin
 
 
 class Negated(BaseModel):

@@ -14,8 +14,8 @@ import time
 import torch
 from sklearn.neighbors import KernelDensity
 
-from netprism.entropy import kde_entropy, pairwise_hamming, transformation_complexity
-from netprism.packing import PackedGates
+from netprism.gates.entropy import kde_entropy, pairwise_hamming, transformation_complexity
+from netprism.gates.packing import PackedGates
 
 RESNET20 = [(16, 32, 7), (32, 16, 6), (64, 8, 6)]  # channels, side, gating layers
 

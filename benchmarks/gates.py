@@ -12,7 +12,7 @@ import time
 import torch
 import torchvision
 
-from netprism.gates import record_gates
+from netprism.gates.record import record_gates
 
 MODELS = ("resnet18", "vgg16", "alexnet", "densenet121", "mobilenet_v2", "googlenet", "vit_b_16", "convnext_tiny")
 

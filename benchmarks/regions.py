@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from netprism.regions import _Descent, _on_simplex, regional_importance
+from netprism.knowledge.importance import _Descent, _on_simplex, regional_importance
 
 CHANNELS, SIDE, PAIRS = 512, 14, 100
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from captum.attr import ShapleyValues, ShapleyValueSampling
 from torch import nn
 
-from netprism.coalitions import coalition_losses
-from netprism.shapley import shapley_values
+from netprism.components.coalitions import coalition_losses
+from netprism.components.shapley import shapley_values
 
 PLAYERS, CLASSES = 6, 10
 TIMED, COMPARED = 4, 8  # permutations, samples

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from netprism.distributed import everywhere, own_part
 from netprism.figures import complexity_loss as figures
+from netprism.gates.loss import ComplexityLoss
 from netprism.loggers import publish
-from netprism.losses import ComplexityLoss
-from netprism.processes import everywhere, own_part
 
 
 class ComplexityPenalty(pl.Callback):
@@ -53,7 +53,7 @@ class ComplexityPenalty(pl.Callback):
         every_n_steps: add the loss, and fit the energy models, in every n-th optimiser step.
         warmup_steps: only fit the energy models in as many first steps.
         losses: keys of the training and the test loss, for the gap.
-        **options: those of `netprism.losses.ComplexityLoss`.
+        **options: those of `netprism.gates.loss.ComplexityLoss`.
 
     Raises:
         ValueError: an impossible option, a module with manual optimisation; else as `ComplexityLoss`.
@@ -88,7 +88,7 @@ class ComplexityPenalty(pl.Callback):
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} optimises by hand, so there is no returned loss to add to: use "
-                "netprism.losses.ComplexityLoss in its training_step"
+                "netprism.gates.loss.ComplexityLoss in its training_step"
             )
         self._release()
         self.history, self._sums, self._validated = [], None, False

@@ -16,15 +16,15 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import OnError, Probe, callable_and_network, check_finite
-from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
-from netprism.components import ComponentMeter, Components, quantities
+from netprism.callbacks._monitor import OnError, Probe, callable_and_network, check_finite
+from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
+from netprism.components.disentangler import Disentanglers, check_orders, stage_widths
+from netprism.components.measures import ComponentMeter, Components, quantities
+from netprism.components.network_split import SplitNetwork
+from netprism.distributed import together
 from netprism.figures import components as figures
 from netprism.loggers import is_dry_run
-from netprism.modules import module_names
-from netprism.nets.disentangler import Disentanglers, check_orders, stage_widths
-from netprism.processes import together
-from netprism.split import SplitNetwork
+from netprism.module_names import module_names
 from netprism.taps import layer_names
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
@@ -77,7 +77,7 @@ class FeatureComponents(Probe):
     one). The distillation, where there is one: `steps` batches forward and backward, on every rank the same.
 
     Args:
-        layer: of the feature, see `netprism.split.SplitNetwork`; not needed for a `Disentangler`.
+        layer: of the feature, see `netprism.components.network_split.SplitNetwork`; not needed for a `Disentangler`.
         orders: likewise; numbers of ReLUs, each 3m + 1, rising.
         width: r: nets of 128 r, 256 r and 512 r channels.
         skip: residual nets, or stacked ones.

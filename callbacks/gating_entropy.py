@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import (
+from netprism.callbacks._monitor import (
     OnError,
     Probe,
     callable_and_network,
@@ -20,13 +20,14 @@ from netprism.callbacks.probe import (
     forward,
     switched_to_train,
 )
-from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
-from netprism.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
+from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
+from netprism.distributed import everywhere, together
 from netprism.figures import gating_entropy as figures
-from netprism.gates import GateRecord, check_kinds, record_gates
+from netprism.gates.calls import check_kinds
+from netprism.gates.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
+from netprism.gates.packing import PackedGates
+from netprism.gates.record import GateRecord, record_gates
 from netprism.metrics import TransformationComplexity
-from netprism.packing import PackedGates
-from netprism.processes import everywhere, together
 
 RATE_BINS = 20
 _SPLITS: dict[Split, str] = {"train": "", "test": "test_"}  # what the keys of a split have before the quantity
@@ -62,7 +63,7 @@ class GatingEntropy(Probe):
         at_start: also measure before the first step, logged as epoch -1.
         kinds: which gates, out of relu, max_pool, dropout.
         layers: names of gating layers or of modules that hold them; -4 for the last four; None for all.
-        bandwidth: "dim" or "variance", see `netprism.entropy.transformation_complexity`.
+        bandwidth: "dim" or "variance", see `netprism.gates.entropy.transformation_complexity`.
         alpha: factor of the bandwidth, one or one for each layer; None: .04 behind a convolution, .01 behind a linear
             layer.
         total_correlation: whether to estimate TC, a third of the arithmetic.

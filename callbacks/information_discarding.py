@@ -14,16 +14,16 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import OnError, Probe, buffers_kept, callable_and_network
-from netprism.callbacks.probe_data import ProbeData, Split, inputs_and_labels
-from netprism.checkpoints import read_training
-from netprism.concentration import box_mask, concentration, segment_mask
-from netprism.discarding import ALPHA, Method, strict_information_discarding
+from netprism.callbacks._monitor import OnError, Probe, buffers_kept, callable_and_network
+from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
+from netprism.discarding.concentration import box_mask, concentration, segment_mask
+from netprism.discarding.reconstruction import reconstruction_uncertainty
+from netprism.discarding.sensitivity import jacobian_norms
+from netprism.discarding.sid import ALPHA, Method, strict_information_discarding
+from netprism.distributed import everywhere, together
 from netprism.figures import discarding as figures
-from netprism.modules import module_names
-from netprism.processes import everywhere, together
-from netprism.reconstruction import reconstruction_uncertainty
-from netprism.sensitivity import jacobian_norms
+from netprism.module_names import module_names
+from netprism.runs.checkpoints import read_training
 
 T = TypeVar("T")
 Maps = dict[str, Tensor]  # "x", "mask", "SID/<layer>", "RU/<layer>", ... of the same images

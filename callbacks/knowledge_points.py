@@ -13,13 +13,16 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks.probe import OnError, Probe, callable_and_network, check_finite, forward
-from netprism.callbacks.probe_data import ProbeData, inputs_and_labels, probe_data
-from netprism.callbacks.region_data import Seen, gathered, images_of_classes, last_linear, sides_of
+from netprism.callbacks._monitor import OnError, Probe, callable_and_network, check_finite, forward
+from netprism.callbacks._monitor_data import ProbeData, inputs_and_labels, probe_data
+from netprism.callbacks._region_data import Seen, gathered, images_of_classes, last_linear, sides_of
+from netprism.distributed import everywhere, together
 from netprism.figures import knowledge as figures
-from netprism.loggers import is_dry_run
-from netprism.processes import everywhere, together
-from netprism.projection import (
+from netprism.knowledge.importance import region_features, shared_importance
+from netprism.knowledge.points import KnowledgePoints as Points
+from netprism.knowledge.points import knowledge_points
+from netprism.knowledge.region_projection import fit_region_map
+from netprism.knowledge.sample_projection import (
     Projection,
     descend,
     lbfgs,
@@ -28,9 +31,7 @@ from netprism.projection import (
     soft_targets,
     strength_correlation,
 )
-from netprism.region_projection import fit_region_map
-from netprism.regions import KnowledgePoints as Points
-from netprism.regions import knowledge_points, region_features, shared_importance
+from netprism.loggers import is_dry_run
 from netprism.taps import tap
 
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from netprism.components import ComponentMeter
-from netprism.nets.disentangler import ORDERS, Disentanglers, check_orders
-from netprism.split import SplitNetwork
+from netprism.components.disentangler import ORDERS, Disentanglers, check_orders
+from netprism.components.measures import ComponentMeter
+from netprism.components.network_split import SplitNetwork
 
 Batch = Sequence[Tensor]
 
@@ -46,7 +46,7 @@ class Disentangler(LightningModule):
 
     Args:
         teacher: images (N, ...) to logits; set to eval mode here, never trained, and part of the checkpoints.
-        layer: the layer of the feature, see `netprism.split.SplitNetwork`.
+        layer: the layer of the feature, see `netprism.components.network_split.SplitNetwork`.
         orders: l, numbers of ReLUs, rising, each 3m + 1.
         width: r: stages of 128 r, 256 r and 512 r channels.
         skip: residual nets, or stacked ones.

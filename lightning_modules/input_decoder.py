@@ -12,9 +12,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from netprism.discarding.decoder import Decoder
 from netprism.figures import reconstruction as figures
 from netprism.loggers import publish
-from netprism.nets import Decoder
 from netprism.taps import tap
 
 Batch = Tensor | Sequence[Tensor]  # images, or images and what belongs to them

@@ -15,12 +15,13 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
+from netprism.distributed import rows_of_all
 from netprism.figures import knowledge as figures
+from netprism.knowledge.importance import network_similarity, region_features, shared_importance
+from netprism.knowledge.points import knowledge_points
+from netprism.knowledge.region_projection import RegionMap, align_loss, matching_regions, similarity_loss
+from netprism.knowledge.sample_projection import Projection, fit_projection
 from netprism.loggers import publish
-from netprism.processes import rows_of_all
-from netprism.projection import Projection, fit_projection
-from netprism.region_projection import RegionMap, align_loss, matching_regions, similarity_loss
-from netprism.regions import knowledge_points, network_similarity, region_features, shared_importance
 from netprism.taps import tap
 
 Batch = Sequence[Tensor]
@@ -76,7 +77,7 @@ class RegionProjection(LightningModule):
 
     Raises:
         ValueError: no layer, an unknown layer or reference; numbers out of range; no fully connected layer; what
-            `netprism.regions` and `netprism.projection` refuse.
+            `netprism.knowledge.importance` and `netprism.knowledge.sample_projection` refuse.
 
     Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.3.
     """

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from netprism.components.network_split import SplitNetwork
+from netprism.components.reliability import Solver, check_solver
+from netprism.components.reliability_meter import Reliability
+from netprism.components.reliable_nets import ReliableNets
 from netprism.figures import reliability as figures
 from netprism.loggers import publish
-from netprism.nets.reliable import ReliableNets
-from netprism.reliability import Solver, check_solver
-from netprism.reliability_meter import Reliability
-from netprism.split import SplitNetwork
 
 Batch = Sequence[Tensor]
 
@@ -33,7 +33,7 @@ class ReliableDisentangler(LightningModule):
 
     The first network is the target, the others are what it is compared with: strong networks of the same task. From
     psi, its heads and Phi^(l) follow the reliable part of Phi^(l) and its share of the variance, see
-    `netprism.reliability`. All orders learn in one training; each network runs once a batch. The nets of different
+    `netprism.components`. All orders learn in one training; each network runs once a batch. The nets of different
     orders have no parameter in common, so that one Adam is as many.
 
     | key, once per epoch | meaning | unit | range | better |
@@ -58,7 +58,7 @@ class ReliableDisentangler(LightningModule):
     Args:
         teachers: K >= 2 networks, images (N, ...) to logits, the target first; set to eval mode here, never trained,
             and part of the checkpoints.
-        layer: the layer of the features, one for all or one for each, see `netprism.split.SplitNetwork`. The features
+        layer: the layer of the features, one for all or one for each, see `SplitNetwork`. The features
             may differ in channels, not in height and width.
         orders: l, numbers of ReLUs, rising, each 3m + 1.
         width: r; psi has 512 r channels, and needs more than any of the features. Below the sum of their channels,

@@ -12,11 +12,11 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from netprism.distributed import is_first_process, rows_of_all
 from netprism.figures import projection as figures
+from netprism.knowledge.sample_projection import Projection, descend, lbfgs, soft_targets
 from netprism.loggers import publish
 from netprism.metrics.projected_samples import ProjectedSamples
-from netprism.processes import is_first_process, rows_of_all
-from netprism.projection import Projection, descend, lbfgs, soft_targets
 from netprism.taps import tap
 
 Batch = Tensor | Sequence[Tensor]  # images, or images and what belongs to them
@@ -57,7 +57,7 @@ class SampleProjection(LightningModule):
         optimizer: parameters to optimiser; one for each layer. In a config: a class path with its `init_args`.
 
     Raises:
-        ValueError: no layer, one that `teacher` does not have; no fully connected layer; what `netprism.projection`
+        ValueError: no layer, one that `teacher` does not have; no fully connected layer; what `netprism.knowledge`
             refuses: probabilities for logits, constant features, values that are not finite.
 
     Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.2.

@@ -1,6 +1,6 @@
 """`python -m netprism`."""
 
-from netprism.cli import main
+from netprism.cli.main import main
 
 if __name__ == "__main__":
     main()

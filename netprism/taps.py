@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from netprism.modules import module_names, run_eagerly
+from netprism.module_names import module_names, run_eagerly
 
 _NAMES_IN_ERROR = 20
 

@@ -8,7 +8,7 @@ from strangers import Net, Stranger
 from torch.nn import functional as F
 
 from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDiscarding, KnowledgePoints
-from netprism.projection import lbfgs
+from netprism.knowledge.sample_projection import lbfgs
 
 PROBES = {
     "gates": partial(GatingEntropy, samples=20, batch_size=7),

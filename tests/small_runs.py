@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netprism.cli import main, run
+from netprism.cli.main import main, run
 
 EXPERIMENT = "gates/digits_mlp"
 SMALL = [

@@ -19,6 +19,8 @@ from netprism.callbacks import (
 )
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
+from netprism.discarding.decoder import Decoder
+from netprism.knowledge.sample_projection import lbfgs
 from netprism.lightning_modules import (
     Classifier,
     Disentangler,
@@ -28,8 +30,6 @@ from netprism.lightning_modules import (
     ReliableDisentangler,
     SampleProjection,
 )
-from netprism.nets import Decoder
-from netprism.projection import lbfgs
 
 PROCESSES = (2, 4)  # beside one
 BATCH, SHAPE, CLASSES = 8, (1, 8, 8), 3
@@ -197,7 +197,7 @@ def short(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
     monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=10))
-    monkeypatch.setattr("netprism.projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=10))
+    monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=10))
 
 
 def test_probes_agree(tmp_path):

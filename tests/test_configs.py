@@ -3,7 +3,7 @@ import math
 import pytest
 
 from netprism.callbacks import GatingEntropy
-from netprism.cli import experiments, run
+from netprism.cli.main import experiments, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls

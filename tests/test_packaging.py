@@ -54,7 +54,7 @@ def test_the_wheel_has_every_source_file_and_puts_no_other_name_into_site_packag
         for path in (ROOT / folder).rglob(pattern)
     }
     assert {
-        "netprism/cli.py",
+        "netprism/cli/main.py",
         "netprism/callbacks/__init__.py",
         "netprism/configs/experiment/quickstart.yaml",
     } <= wanted
@@ -79,10 +79,10 @@ def test_the_wheel_imports_far_from_the_checkout(installed, tmp_path):
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
 sys.path = [{str(installed)!r}, *(path for path in sys.path if path.rstrip("/") != {str(ROOT)!r})]
-import netprism.callbacks, netprism.cli, netprism.datamodules, netprism.lightning_cli, netprism.lightning_modules
+import netprism.callbacks, netprism.cli.lightning_cli, netprism.datamodules, netprism.lightning_modules
 for module in (netprism, netprism.callbacks, netprism.cli, netprism.datamodules, netprism.lightning_modules):
     assert module.__file__.startswith({str(installed)!r}), module.__file__
-from netprism.cli import experiments
+from netprism.cli.main import experiments
 assert "gates/cifar10_resnet20" in experiments()
 """
     call(sys.executable, "-I", "-c", code, cwd=tmp_path)
@@ -98,4 +98,4 @@ def test_the_command_of_the_wheel_lists_the_experiments(installed, tmp_path):
 def test_the_command_is_called_netprism(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "netprism = netprism.cli:main" in archive.read(name).decode()
+        assert "netprism = netprism.cli.main:main" in archive.read(name).decode()

@@ -14,7 +14,7 @@ from strangers import Net, Stranger, loaders
 from torch.multiprocessing import ProcessRaisedException
 
 from netprism.callbacks import ComplexityPenalty, ExactResume, GatingEntropy, InformationDiscarding, KnowledgePoints
-from netprism.callbacks.exact_resume import random_state
+from netprism.callbacks.training.exact_resume import random_state
 from netprism.datamodules import Digits
 from netprism.lightning_modules import (
     Classifier,

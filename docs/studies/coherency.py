@@ -15,13 +15,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from netprism.baselines import class_activation_map, grad_cam, gradient_map
 from netprism.datamodules import Digits
-from netprism.discarding import reconstruction_uncertainty, strict_information_discarding
+from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map
+from netprism.discarding.decoder import Decoder
+from netprism.discarding.reconstruction import reconstruction_uncertainty
+from netprism.discarding.sensitivity import features_of
+from netprism.discarding.sid import strict_information_discarding
 from netprism.figures._common import save
-from netprism.nets import Decoder
-from netprism.sensitivity import features_of
-from netprism.teachers import trained
+from netprism.runs.teachers import trained
 
 LAYERS = ["layer1.0.bn1", "layer2.0.bn1", "layer3.0.bn1"]  # what is scaled
 FACTOR = 4.0

@@ -16,11 +16,11 @@ import torch
 from torch.nn import functional as F
 
 from netprism.datamodules import Digits
-from netprism.entropy import transformation_complexity
 from netprism.figures._common import save
 from netprism.figures.complexity_loss import lambda_sweep
-from netprism.gates import record_gates
-from netprism.losses import ComplexityLoss
+from netprism.gates.entropy import transformation_complexity
+from netprism.gates.loss import ComplexityLoss
+from netprism.gates.record import record_gates
 from netprism.nets import MLP
 
 LAMBDAS = (1e-5, 1e-4, 1e-3, 1e-2)

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from netprism.components import ComponentMeter, Components
+from netprism.components.disentangler import DisentanglerNet
+from netprism.components.measures import ComponentMeter, Components
 from netprism.figures._common import save
 from netprism.lightning_modules import Disentangler
-from netprism.nets import DisentanglerNet
 
 INPUTS, OUTPUTS, ORDERS = 2, 2, (4, 7, 13, 25)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the simple net in the variance: a^2

@@ -13,12 +13,18 @@ import pytorch_lightning as pl
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from netprism.callbacks.probe import undisturbed
+from netprism.callbacks._monitor import undisturbed
 from netprism.datamodules import Digits
 from netprism.figures import projection as figures
+from netprism.knowledge.sample_projection import (
+    Projection,
+    fit_projection,
+    output_entropy,
+    soft_targets,
+    strength_correlation,
+)
 from netprism.lightning_modules import Classifier
 from netprism.nets import ResNet
-from netprism.projection import Projection, fit_projection, output_entropy, soft_targets, strength_correlation
 from netprism.taps import tap
 
 EPOCHS = 10

@@ -23,9 +23,16 @@ from torch.nn import functional as F
 
 from netprism.datamodules import Digits
 from netprism.figures._common import save
-from netprism.projection import divergence, fit_projection, lbfgs, output_entropy, soft_targets, strength_correlation
+from netprism.knowledge.sample_projection import (
+    divergence,
+    fit_projection,
+    lbfgs,
+    output_entropy,
+    soft_targets,
+    strength_correlation,
+)
+from netprism.runs.teachers import trained
 from netprism.taps import tap
-from netprism.teachers import trained
 
 DIMENSIONS = 3
 NEIGHBOURS = 100  # fewer leave the graph of the digits in pieces

@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from netprism.datamodules import Digits
-from netprism.discarding import reconstruction_uncertainty, strict_information_discarding
+from netprism.discarding.reconstruction import reconstruction_uncertainty
+from netprism.discarding.sensitivity import feature_scale
+from netprism.discarding.sid import strict_information_discarding
 from netprism.figures.discarding import maps
 from netprism.lightning_modules import InputDecoder
 from netprism.nets import ResNet
-from netprism.sensitivity import feature_scale
-from netprism.teachers import checkpoint_of
+from netprism.runs.teachers import checkpoint_of
 
 FIGURE = Path(__file__).parents[1] / "figures" / "reconstruction_uncertainty.png"
 IMAGES = 6

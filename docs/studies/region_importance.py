@@ -13,14 +13,14 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from netprism.callbacks.probe_data import balanced_indices
+from netprism.callbacks._monitor_data import balanced_indices
+from netprism.components.shapley import sampled_shapley_values
 from netprism.datamodules import Digits
-from netprism.projection import fit_projection
-from netprism.region_projection import fit_region_map
-from netprism.regions import region_features, regional_importance
-from netprism.shapley import sampled_shapley_values
+from netprism.knowledge.importance import region_features, regional_importance
+from netprism.knowledge.region_projection import fit_region_map
+from netprism.knowledge.sample_projection import fit_projection
+from netprism.runs.teachers import trained
 from netprism.taps import tap
-from netprism.teachers import trained
 
 LAYERS = ["layer1", "layer2", "layer3"]
 IMAGES, EXPLAINED, PERMUTATIONS = 200, 20, 40

@@ -2,7 +2,7 @@
 
     python docs/studies/regressor.py TABLE.csv [FIGURE.png]
 
-The table has a row for each network and order, as `netprism.regressor.component_ratios` reads them, and the columns
+The table has a row for each network and order, as `netprism.components.component_ratios` reads them, and the columns
 model, train_samples, test_accuracy (per cent), test_loss. 17 s on a core of an AMD EPYC.
 """
 
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from netprism.components.regressor import component_ratios, cross_validate, fit_plane
 from netprism.figures._common import save
 from netprism.figures.regressor import regression_plane
-from netprism.regressor import component_ratios, cross_validate, fit_plane
 
 
 def main(table: str, picture: str | None = None) -> None:

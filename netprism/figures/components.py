@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 from torch.nn import functional as F
 
-from netprism.components import Components, overfitting
+from netprism.components.measures import Components, overfitting
 from netprism.figures._common import History, epoch_axis, panels, save, write_whole
 
 _CURVES = (

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
 from netprism.figures.projection import Scatter, film, page
-from netprism.knowledge import KnowledgePoints
+from netprism.knowledge.points import KnowledgePoints
 
 Frame = dict[str, Any]  # a checkpoint holds it: epoch, directions, names, layers -> points, categories, means, ...
 

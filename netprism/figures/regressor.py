@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from netprism.regressor import Floats, Plane
+from netprism.components.regressor import Floats, Plane
 
 
 def regression_plane(plane: Plane, performance: Sequence[float], groups: Sequence[str], what: str) -> Figure:
     """Networks as points, what they reach as height, and the fitted plane; a line a network shows how far it is off.
 
     Args:
-        plane: of `netprism.regressor.fit_plane`.
+        plane: of `netprism.components.regressor.fit_plane`.
         performance: `(n,)`, the heights.
         groups: `(n,)` names; networks of one name have one colour.
         what: label of the height, with its unit.

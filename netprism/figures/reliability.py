@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
+from netprism.components.reliability_meter import Reliability
 from netprism.figures._common import History, epoch_axis, save, write_whole
-from netprism.reliability_meter import Reliability
 
 
 def draw(
@@ -51,7 +51,7 @@ def draw(
 def write_tables(found: Reliability, folder: Path) -> list[Path]:
     """Writes all numbers: `reliability.csv` with a row an order, `reliability.json` also with the rounds.
 
-    The columns are those that `netprism.regressor.component_ratios` reads.
+    The columns are those that `netprism.components.regressor.component_ratios` reads.
     """
     table = io.StringIO()
     writer = csv.DictWriter(table, list(found.rows[0]), lineterminator="\n")

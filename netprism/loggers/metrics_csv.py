@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from netprism.run import shown, write_text
+from netprism.runs.folder import shown, write_text
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from netprism.run import shown
+from netprism.runs.folder import shown
 
 if TYPE_CHECKING:
     from wandb import Run

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from netprism.projection import Projection, divergence, output_entropy, strength_correlation
+from netprism.knowledge.sample_projection import Projection, divergence, output_entropy, strength_correlation
 
 
 class Projected(NamedTuple):

@@ -1,4 +1,4 @@
-"""`netprism.entropy.transformation_complexity` as a metric that sees its samples in batches and on several ranks."""
+"""`netprism.gates.transformation_complexity` as a metric that sees its samples in batches and on several ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from netprism.entropy import Bandwidth, Complexity, Gates, transformation_complexity
-from netprism.packing import PackedGates
+from netprism.gates.entropy import Bandwidth, Complexity, Gates, transformation_complexity
+from netprism.gates.packing import PackedGates
 
 
 class TransformationComplexity(Metric):
-    """Entropies of gating states over all samples of all ranks; see `netprism.entropy.transformation_complexity`.
+    """Entropies of gating states over all samples of all ranks; see `netprism.gates.transformation_complexity`.
 
     Samples must meet in pairs, so the state is the gates themselves, one bit each: `compute` gathers n * d / 8 bytes on
     every rank. Every rank has to update at least once; one without a sample does so with gates of no rows.

@@ -4,8 +4,6 @@ Each that classifies has two tuples of names, both shallow to deep: `tap_points`
 :func:`netprism.taps.tap`, and `gating_layers`, what :func:`netprism.gates.record_gates` calls its ReLUs.
 """
 
-from netprism.nets.decoder import Decoder
-from netprism.nets.disentangler import DisentanglerNet, Disentanglers
 from netprism.nets.lenet import LeNet5
 from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
 from netprism.nets.resnet import PreActResNet, ResNet
@@ -18,9 +16,6 @@ __all__ = [
     "MLP_CIFAR10",
     "MLP_MNIST",
     "VGG11",
-    "Decoder",
-    "DisentanglerNet",
-    "Disentanglers",
     "LeNet5",
     "PreActResNet",
     "ResNet",

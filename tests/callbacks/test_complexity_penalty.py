@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 
 from netprism.callbacks import ComplexityPenalty, GatingEntropy
 from netprism.datamodules import Digits
+from netprism.gates.loss import ComplexityLoss
 from netprism.lightning_modules import Classifier
-from netprism.losses import ComplexityLoss
 from netprism.nets import MLP
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a checkpoint of another run
@@ -447,7 +447,7 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path):
             ComplexityPenalty(**options)
     by_hand = Stranger()
     by_hand.automatic_optimization = False
-    with pytest.raises(ValueError, match="Stranger optimises by hand.*use netprism.losses.ComplexityLoss"):
+    with pytest.raises(ValueError, match="Stranger optimises by hand.*use netprism.gates.loss.ComplexityLoss"):
         fit(by_hand, penalty(), folder=tmp_path)
     with pytest.raises(ValueError, match="no gating layer 'conv'; there are: :relu#0, :relu#1"):
         fit(Stranger(), penalty(layers=["conv"]), folder=tmp_path)

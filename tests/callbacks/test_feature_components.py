@@ -10,7 +10,7 @@ from strangers import Net, Stranger, fit, images
 from torch import nn
 
 from netprism.callbacks import FeatureComponents
-from netprism.components import ComponentMeter
+from netprism.components.measures import ComponentMeter
 from netprism.lightning_modules import Disentangler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # a teacher, on purpose

@@ -8,8 +8,8 @@ from strangers import Net, Stranger, fit, images
 from torch import nn
 
 from netprism.callbacks import GatingEntropy
-from netprism.entropy import transformation_complexity
-from netprism.gates import record_gates
+from netprism.gates.entropy import transformation_complexity
+from netprism.gates.record import record_gates
 
 LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in one attribute
 

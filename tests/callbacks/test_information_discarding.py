@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from netprism.callbacks import InformationDiscarding
 from netprism.callbacks.information_discarding import masks_of
-from netprism.discarding import feature_scale, strict_information_discarding
+from netprism.discarding.sensitivity import feature_scale
+from netprism.discarding.sid import strict_information_discarding
 from netprism.lightning_modules import InputDecoder
 
 LAYERS = ["conv", "fc1", "fc2"]  # of strangers.Net, which the stranger keeps in one attribute

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from netprism.callbacks import KnowledgePoints
-from netprism.projection import lbfgs
+from netprism.knowledge.sample_projection import lbfgs
 
 LAYERS = ["conv", "fc1"]
 SHORT = {

@@ -15,8 +15,8 @@ from netprism.callbacks import (
     InformationDiscarding,
     KnowledgePoints,
 )
+from netprism.knowledge.sample_projection import lbfgs
 from netprism.loggers import MetricsCsv
-from netprism.projection import lbfgs
 
 EPOCHS, FROM = 50, 10
 pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")

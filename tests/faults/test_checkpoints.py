@@ -9,11 +9,11 @@ import torch
 from small_runs import EXPERIMENT, SMALL, UNPROBED, environment_of_a_desk, said, train
 
 from netprism.callbacks import InformationDiscarding
-from netprism.checkpoints import of_another_model, read_checkpoint
-from netprism.lightning_cli import SafeCheckpointIO
+from netprism.cli.lightning_cli import SafeCheckpointIO
 from netprism.lightning_modules import Classifier
 from netprism.nets import MLP, ResNet
-from netprism.teachers import trained
+from netprism.runs.checkpoints import of_another_model, read_checkpoint
+from netprism.runs.teachers import trained
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* not empty"),  # of the run that goes on

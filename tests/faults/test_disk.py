@@ -11,7 +11,7 @@ from small_runs import UNPROBED, arguments, environment_of_a_desk, in_child, row
 
 from netprism.lightning_modules import Classifier
 from netprism.loggers import Wandb
-from netprism.run import FINISHED, RUN, RUNS
+from netprism.runs.folder import FINISHED, RUN, RUNS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* not empty"),  # of the run that goes on

@@ -15,10 +15,10 @@ from small_probes import PROBES, Module, shorten
 from strangers import Net, fit
 from torch.multiprocessing import ProcessRaisedException
 
-from netprism.callbacks.probe import Probe, log
-from netprism.callbacks.probe_data import inputs_and_labels
+from netprism.callbacks._monitor import Probe, log
+from netprism.callbacks._monitor_data import inputs_and_labels
+from netprism.distributed import everywhere, together
 from netprism.loggers import MetricsCsv
-from netprism.processes import everywhere, together
 
 EPOCHS = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*layer 'fc1' has one region")

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from netprism.components import ComponentMeter, quantities
+from netprism.components.measures import ComponentMeter, quantities
 from netprism.figures.components import channel_maps, draw, tabulate
 
 ORDERS = (4, 7)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from netprism.figures.knowledge import boundary, draw, ellipsoid, frame
-from netprism.knowledge import knowledge_points
+from netprism.knowledge.points import knowledge_points
 
 
 def test_an_ellipsoid_is_one_standard_deviation_away():

@@ -3,8 +3,8 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 
+from netprism.components.reliability_meter import Reliability
 from netprism.figures.reliability import curves, draw, parts, rounds
-from netprism.reliability_meter import Reliability
 
 ORDERS = (4, 7)
 

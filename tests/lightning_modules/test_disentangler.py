@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from netprism.components import ComponentMeter
+from netprism.components.measures import ComponentMeter
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
 from netprism.lightning_modules import Disentangler

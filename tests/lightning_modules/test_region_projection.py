@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from netprism.knowledge.sample_projection import fit_projection
 from netprism.lightning_modules import RegionProjection
-from netprism.projection import fit_projection
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # the teacher, on purpose
 SHORT = {"image_shape": (1, 8, 8), "updates": 3, "compared": 10}

@@ -8,9 +8,9 @@ from reference import reliability as reference
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from netprism.components.regressor import component_ratios
 from netprism.datamodules import MNIST
 from netprism.lightning_modules import ReliableDisentangler
-from netprism.regressor import component_ratios
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode"),  # the teachers, on purpose

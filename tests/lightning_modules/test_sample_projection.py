@@ -8,9 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from netprism.lightning_modules import SampleProjection
-from netprism.loggers import MetricsCsv
-from netprism.projection import (
+from netprism.knowledge.sample_projection import (
     divergence,
     fit_projection,
     lbfgs,
@@ -18,6 +16,8 @@ from netprism.projection import (
     soft_targets,
     strength_correlation,
 )
+from netprism.lightning_modules import SampleProjection
+from netprism.loggers import MetricsCsv
 from netprism.taps import tap
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # the teacher, on purpose

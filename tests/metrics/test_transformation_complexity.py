@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from netprism.entropy import transformation_complexity
+from netprism.gates.entropy import transformation_complexity
+from netprism.gates.packing import PackedGates
 from netprism.metrics import TransformationComplexity
-from netprism.packing import PackedGates
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from netprism.gates import record_gates
+from netprism.gates.record import record_gates
 from netprism.nets import LeNet5
 from netprism.taps import layer_names, tap
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from netprism.gates import record_gates
+from netprism.gates.record import record_gates
 from netprism.nets import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
 from netprism.taps import layer_names
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from netprism.gates import record_gates
+from netprism.gates.record import record_gates
 from netprism.nets import PreActResNet, ResNet
 from netprism.nets._layers import subsample_and_pad
 from netprism.nets.resnet import BasicBlock, PreActBlock

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from netprism.gates import record_gates
+from netprism.gates.record import record_gates
 from netprism.nets import VGG11
 from netprism.taps import layer_names, tap
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from netprism.cli import run
+from netprism.cli.main import run
 
 pytestmark = pytest.mark.slurm
 

@@ -1,0 +1,89 @@
+"""What a training says at its end: the first epoch against the last, and where everything is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from netprism.loggers import MetricsCsv, Wandb
+from netprism.runs.folder import shown
+
+Epochs = dict[int, dict[str, float]]
+LONGEST = 24  # keys that are all shown
+
+
+class RunSummary(Callback):
+    """Prints a table of the logged quantities, without those of single layers, and the places of a run's files.
+
+    The values are those of the trainer's `MetricsCsv`; without one (a dry run, a trainer of one's own) nothing is said.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say where a training that was stopped by hand can go on."""
+        curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        if isinstance(exception, KeyboardInterrupt) and curves is not None and trainer.is_global_zero:
+            curves.save()
+            print("", *places(trainer, curves), f"go on with   make resume RUN={shown(curves.path.parent)}", sep="\n")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print, on rank 0."""
+        curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        if curves is None or not trainer.is_global_zero:
+            return
+        curves.finalize("success")
+        print("", *table(epochs(curves)), "", *places(trainer, curves), "", sep="\n")
+
+
+def epochs(curves: MetricsCsv) -> Epochs:
+    """Return {epoch: {key: value}} of everything logged so far; -1 is before the first step."""
+    found: Epochs = {}
+    for (epoch, _), row in curves.rows.items():
+        if epoch is not None:
+            values = {key: float(value) for key, value in row.items() if key not in ("epoch", "step")}
+            found.setdefault(epoch, {}).update(values)
+    return dict(sorted(found.items()))
+
+
+def table(found: Epochs) -> list[str]:
+    """Return the lines of the table: a line a key, of many those of the whole network; before, first and last epoch."""
+    trained = [epoch for epoch in found if epoch >= 0]
+    shown_epochs = dict.fromkeys([epoch for epoch in found if epoch < 0] + trained[:1] + trained[-1:])
+    logged = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if not key.endswith("_step"))
+    keys = [key for key in logged if len(logged) <= LONGEST or is_summary(key)] or list(logged)
+    width = max(map(len, keys), default=0)
+    heads = ["untrained" if epoch < 0 else f"epoch {epoch}" for epoch in shown_epochs]
+    lines = [" " * width + "".join(f"{head:>12}" for head in heads)]
+    for key in keys:
+        cells = [found[epoch].get(key) for epoch in shown_epochs]
+        lines.append(f"{key:{width}}" + "".join(f"{'-' if cell is None else f'{cell:.4g}':>12}" for cell in cells))
+    return lines
+
+
+def is_summary(key: str) -> bool:
+    """Tell whether a key is of a whole network and epoch: `gates/H` is, `gates/H/layer1` and `loss_step` are not."""
+    return key.count("/") <= 1 and not key.endswith("_step")
+
+
+def places(trainer: Trainer, curves: MetricsCsv) -> list[str]:
+    """Return the lines that say where the curves, the checkpoints and the figures are."""
+    folder = curves.path.parent
+    lines = [f"curves       {shown(curves.path)}"]
+    lines += [line for logger in trainer.loggers if isinstance(logger, Wandb) for line in wandb_lines(logger)]
+    for name in ("checkpoints", "figures", "maps"):
+        files = sorted(path.name for path in (folder / name).glob("*") if path.suffix not in (".js", ".part"))
+        listed = files if len(files) <= 12 else [*files[:2], "...", files[-1]]
+        lines += [f"{name:12} {shown(folder / name)}: {', '.join(listed)}"] if files else []
+    return lines
+
+
+def wandb_lines(logger: Wandb) -> list[str]:
+    """Return where the W&B run is, and for an offline one the commands that show and upload it."""
+    if not logger.where or logger.where.startswith("http"):
+        return [f"W&B          {logger.where or 'off'}"]
+    command, folder = shown(Path(sys.executable).with_name("wandb")), Path(logger.where).parent
+    return [
+        f"W&B          offline; in this terminal: {command} leet {folder}",
+        f"             to the browser: {command} sync {folder}/offline-run-*",
+    ]

@@ -1,0 +1,1 @@
+"""The command `netprism`: on top of everything else."""

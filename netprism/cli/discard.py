@@ -1,0 +1,187 @@
+"""The command `netprism discard`: information discarding of any trained network on a folder of images."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
+from netprism.datamodules.base import ImageDataModule
+from netprism.discarding.concentration import concentration
+from netprism.discarding.sensitivity import feature_scale
+from netprism.discarding.sid import ALPHA, Discarding, Method, strict_information_discarding
+from netprism.figures import discarding as figures
+from netprism.runs.folder import shown, write_text
+from netprism.runs.teachers import config_for, trained
+
+EPILOG = """\
+writes into --out
+  discarding.csv   image, layer, SID (nats) and its error, ratio (1: the constraint holds), unseen (share of the pixels
+                   that the layer does not see), and concentration where the objects are known
+  layers.png       SID, and concentration, over the layers
+  maps_000.png     images and one map for each layer, in one colour scale; eight images to a picture
+
+examples
+  netprism discard --checkpoint runs/quickstart/ID/checkpoints/best.ckpt --images folder/
+  netprism discard --net resnet18 --weights DEFAULT --images folder/ --layers layer1 layer2 layer3 layer4 \\
+      --size 224 224 --mean .485 .456 .406 --std .229 .224 .225"""
+COLUMNS = ("image", "layer", "SID", "error", "ratio", "unseen", "concentration")
+TO_A_PICTURE = 8
+SCALE_PRODUCTS = 64  # vector-Jacobian products that the feature scale is made of, over all images, at least
+
+
+def discard(args: list[str]) -> Path:
+    """Runs `netprism discard` and returns the folder of what it wrote.
+
+    Raises:
+        argparse.ArgumentError: a wrong argument.
+        ValueError: no images, no network, no normalisation, or a layer that does not exist.
+        FileNotFoundError: no such checkpoint or table.
+    """
+    options = _parser().parse_args(args)
+    net = trained(options.experiment, options.checkpoint, options.net, options.weights)
+    layers = options.layers or list(getattr(net, "tap_points", ()))
+    if not layers:
+        raise ValueError(f"{type(net).__name__} does not say which layers are worth looking at: name some in --layers")
+    folder = _folder(options)
+    rows, pictures = _measure(net, layers, folder, options)
+    out = Path(options.out)
+    write_text(out / "discarding.csv", _table(rows))
+    _draw(rows, pictures, out)
+    print(f"{len(folder)} images, {len(layers)} layers: {shown(out)}/discarding.csv, layers.png, maps_*.png")
+    return out
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="netprism discard", description=__doc__, epilog=EPILOG, exit_on_error=False, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    network = parser.add_argument_group("network", "a checkpoint, an experiment that has been run, or --net")
+    network.add_argument("--checkpoint", help="of a run of ours, which also says size and normalisation; or state dict")
+    network.add_argument("--experiment", help="its newest finished run, or the network of --checkpoint")
+    network.add_argument("--net", help="one of torchvision's models")
+    network.add_argument("--weights", help="torchvision's name of its weights, such as DEFAULT")
+    network.add_argument("--layers", nargs="+", help="default: the network's tap_points")
+    images = parser.add_argument_group("images")
+    images.add_argument("--images", required=True, type=Path, help="a folder")
+    images.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="that the network gets")
+    images.add_argument("--mean", nargs="+", type=float, help="of each channel, of pixels from 0 to 1")
+    images.add_argument("--std", nargs="+", type=float, help="likewise")
+    images.add_argument("--masks", type=Path, help="folder of PNGs of the same names: objects are not black")
+    images.add_argument("--boxes", type=Path, help="CSV: image, left, top, right, bottom, in pixels of the files")
+    measure = parser.add_argument_group("measure")
+    measure.add_argument("--method", choices=get_args(Method), default="linear")
+    measure.add_argument("--alpha", type=float, default=ALPHA)
+    measure.add_argument("--share_channels", action="store_true", help="one sigma a pixel, not one a channel")
+    measure.add_argument("--products", type=int, default=64, help="vector-Jacobian products an image and layer (64)")
+    measure.add_argument("--max_sigma", type=float, default=1.0, help="cap of sigma, in units of the input (1)")
+    measure.add_argument("--batch_size", type=int, default=8)
+    measure.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--maps", type=int, default=32, help="of how many images to draw maps (32)")
+    parser.add_argument("--out", default="discarding", help="folder (discarding)")
+    return parser
+
+
+def _folder(options: argparse.Namespace) -> ImageFolder:
+    """The images, at the size and normalisation given, else those of the checkpoint's run."""
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size is {options.batch_size}; expected a number >= 1")
+    size, mean, std = options.size, options.mean, options.std
+    if size is None or mean is None or std is None:
+        data = _data_of_run(options.checkpoint, options.experiment)
+        size, mean, std = size or data.shape[1:], mean or list(data.mean), std or list(data.std)
+    if len(mean) != len(std) or len(mean) not in (1, 3):
+        raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected 1 each (grey) or 3 (colour)")
+    boxes = {} if options.boxes is None else read_boxes(options.boxes)
+    return ImageFolder(find_images(options.images), (size[0], size[1]), mean, std, options.masks, boxes)
+
+
+def _data_of_run(checkpoint: str | None, experiment: str | None) -> ImageDataModule:
+    """The data module that a run was trained on, for its size and normalisation; nothing is read.
+
+    Raises:
+        ValueError: no run is known, or its data are not ours.
+    """
+    try:
+        config = config_for(checkpoint, experiment)
+    except ValueError as error:
+        raise ValueError("it is not known what the network was trained on: give --size, --mean and --std") from error
+    node = OmegaConf.select(OmegaConf.load(config), "data")
+    if isinstance(node, str):
+        node = OmegaConf.load(config.parent / node)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=ImageDataModule)
+    data: ImageDataModule = parser.instantiate(parser.parse_object({"data": OmegaConf.to_container(node)})).data
+    return data
+
+
+def _measure(
+    net: nn.Module, layers: list[str], folder: ImageFolder, options: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
+    """Rows of the table, and what the pictures show: maps are kept of those images only."""
+    steps = math.ceil(len(folder) / options.batch_size)
+    images = (x for _, x, _ in tqdm(folder.batches(options.batch_size), "feature scale", steps, leave=False))
+    scale = feature_scale(net, layers, images, products=math.ceil(SCALE_PRODUCTS / len(folder)), seed=options.seed)
+    rows: list[dict[str, Any]] = []
+    pictures: list[dict[str, Tensor]] = []
+    for number, (names, x, masks) in enumerate(tqdm(folder.batches(options.batch_size), "SID", steps, leave=False)):
+        results = strict_information_discarding(
+            net, layers, x, scale=scale, alpha=options.alpha, method=options.method, products=options.products,
+            share_channels=options.share_channels, max_sigma=options.max_sigma, seed=options.seed + 1000 * number,
+        )  # fmt: skip
+        for layer, result in results.items():
+            rows += _rows(names, layer, result, masks)
+        if number * options.batch_size < options.maps:
+            pictures.append({"input": x} | {layer: result.entropy_map for layer, result in results.items()})
+    return rows, pictures
+
+
+def _rows(names: list[str], layer: str, result: Discarding, masks: Tensor | None) -> list[dict[str, Any]]:
+    none = torch.full_like(result.mean, torch.nan)
+    columns = {
+        "SID": result.mean,
+        "error": result.error,
+        "ratio": result.ratio,
+        "unseen": result.unseen.flatten(1).float().mean(1),
+        "concentration": none if masks is None else concentration(result.entropy_map, masks),
+    }
+    numbers = [dict(zip(columns, row, strict=True)) for row in torch.stack(list(columns.values())).T.tolist()]
+    return [{"image": name, "layer": layer, **row} for name, row in zip(names, numbers, strict=True)]
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """By image and then by layer; empty where there is no number."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in sorted(rows, key=lambda row: str(row["image"])):
+        cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
+        writer.writerow({key: "" if value == "nan" else value for key, value in cells.items()})
+    return text.getvalue()
+
+
+def _draw(rows: list[dict[str, Any]], pictures: list[dict[str, Tensor]], out: Path) -> None:
+    titles = {"SID": "SID, nats", "concentration": "concentration, nats"}
+    series: dict[str, dict[str, list[float]]] = {title: {} for title in titles.values()}
+    for row in rows:
+        for quantity, title in titles.items():
+            series[title].setdefault(row["layer"], []).append(row[quantity])
+    if all(math.isnan(row["concentration"]) for row in rows):
+        del series[titles["concentration"]]
+    figures.over_layers(series, out / "layers.png")
+    merged = {key: torch.cat([picture[key] for picture in pictures]) for key in (pictures[0] if pictures else ())}
+    images = merged.pop("input", torch.empty(0))
+    for number, start in enumerate(range(0, len(images), TO_A_PICTURE)):
+        chosen = {layer: values[start : start + TO_A_PICTURE] for layer, values in merged.items()}
+        figures.maps(images[start : start + TO_A_PICTURE], chosen, out / f"maps_{number:03}.png", "SID, nats")

@@ -1,0 +1,101 @@
+"""Images of a folder as a network gets them, with their objects where these are known."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import functional as transforms
+
+from netprism.discarding.concentration import box_mask, segment_mask
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+BOX = ("image", "left", "top", "right", "bottom")  # header of a table of boxes
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images of a folder, stretched to one size and normalised.
+
+    Args:
+        paths: of the images, see :func:`find_images`.
+        size: height and width for the network.
+        mean: of each channel, of pixels in [0, 1]; one makes the images grey, three leave them their colour.
+        std: likewise.
+        masks: folder with a PNG for each image, of the same stem: the object where it is not black.
+        boxes: {name of a file: left, top, right, bottom in pixels of that file}, see :func:`read_boxes`.
+    """
+
+    paths: list[Path]
+    size: tuple[int, int]
+    mean: list[float]
+    std: list[float]
+    masks: Path | None = None
+    boxes: dict[str, list[float]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self, size: int) -> Iterator[tuple[list[str], Tensor, Tensor | None]]:
+        """Names, images `(n, C, H, W)` and masks `(n, 1, H, W)`, or None where no objects are known at all."""
+        for start in range(0, len(self), size):
+            paths = self.paths[start : start + size]
+            images, masks = zip(*(self._load(path) for path in paths), strict=True)
+            known = None if self.masks is None and not self.boxes else torch.cat(masks)
+            yield [path.name for path in paths], torch.stack(images), known
+
+    def _load(self, path: Path) -> tuple[Tensor, Tensor]:
+        image = _open(path).convert("L" if len(self.mean) == 1 else "RGB")
+        pixels = transforms.resize(transforms.to_tensor(image), list(self.size), antialias=True)
+        return transforms.normalize(pixels, self.mean, self.std), self._mask(path, (image.height, image.width))
+
+    def _mask(self, path: Path, original: tuple[int, int]) -> Tensor:
+        """The object; nothing where it is not known, which has no concentration."""
+        if self.masks is not None and (file := self.masks / f"{path.stem}.png").is_file():
+            return segment_mask(transforms.pil_to_tensor(_open(file).convert("L")), self.size)
+        if path.name in self.boxes:
+            return box_mask(torch.tensor([self.boxes[path.name]]), self.size, original)
+        return torch.zeros(1, 1, *self.size, dtype=torch.bool)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The images of a folder by name, not those of folders in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise ValueError(f"{folder} holds no images; expected a folder with {', '.join(SUFFIXES)}")
+    return found
+
+
+def read_boxes(table: Path) -> dict[str, list[float]]:
+    """A CSV with the columns image, left, top, right, bottom: one box an image, in pixels of the file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: other columns, or what is no number.
+    """
+    if not table.is_file():
+        raise FileNotFoundError(f"no table of boxes {table}")
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return {row["image"]: [float(row[side]) for side in BOX[1:]] for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{table} is no table of boxes ({error}); expected columns {', '.join(BOX)}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    return image

@@ -1,0 +1,233 @@
+"""Lightning's command line with netprism's defaults: `configs/trainer/default.yaml`, a run folder, safe checkpoints."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import io
+import logging
+import os
+import re
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
+
+import netprism.datamodules
+import netprism.lightning_modules
+import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
+from netprism.callbacks.training.equal_batches import EvenRanks
+from netprism.callbacks.training.exact_resume import ExactResume
+from netprism.callbacks.training.requeue import Requeue
+from netprism.callbacks.training.run_summary import RunSummary
+from netprism.cli.teacher_runs import name_teachers
+from netprism.runs.checkpoints import of_another_model, read_training
+from netprism.runs.folder import FINISHED, RUN, claim, open_folder, provenance, release, shown, write_text
+
+# What jsonargparse says about the inside of its types, before and after the line that names the mistake.
+NOISE = (
+    "Does not validate against",
+    "Subtypes:",
+    "Errors:",
+    "- Expected a <class 'NoneType'>",
+    "Given value type:",
+    "Given value: NestedArg",
+    "- Not a valid subclass",
+    "Subclass types expect one of:",
+    "- a class path",
+    "- a dict",
+)
+# Lightning declares Optional[Union[int, float]], but its fabric.py has said Optional[Union[float, int]] before, and
+# typing's cache takes them for one: `--trainer.limit_train_batches 1`, one batch, was read as 1.0, all of them.
+for _stage in ("train", "val", "test", "predict"):
+    Trainer.__init__.__annotations__[f"limit_{_stage}_batches"] = int | float | None
+
+log = logging.getLogger(__name__)
+DEFAULTS = Path(__file__).parents[1] / "configs" / "trainer" / "default.yaml"
+
+
+def is_no_advert(record: logging.LogRecord) -> bool:
+    """Tell whether a line of Lightning's log is about the run, and not about another product."""
+    return "litlogger" not in record.getMessage()
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and renames it; reads one as numbers alone.
+
+    Lightning's own writes into the system's temporary folder and moves, which on another file system is a copy: a job
+    killed meanwhile has lost its only checkpoint.
+
+    A full disk costs a line for each checkpoint that is not written, not the training: the older one stays whole and
+    the next save is another try. What is still unwritten at the end is in `unsaved`, {file: reason}.
+    """
+
+    def __init__(self) -> None:
+        self.unsaved: dict[str, str] = {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        """Save `checkpoint` under `path`, whole or not at all."""
+        part, name = Path(f"{path}.part"), shown(path)
+        buffer = io.BytesIO()  # not to the file itself: there torch's writer ends a full disk in a RuntimeError
+        torch.save(checkpoint, buffer)
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # a network file system may say only here that it is full
+            part.replace(path)
+            self.unsaved.pop(name, None)
+        except OSError as error:
+            self.unsaved[name] = str(error.strerror)
+            older = "the older one is kept" if Path(path).is_file() else "there is no older one"
+            log.warning(f"{name} was not written ({error.strerror}), {older}; the training goes on")
+        finally:
+            with suppress(OSError):
+                part.unlink()
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, unless the one that takes its place was not written."""
+        self.unsaved.pop(shown(path), None)  # nobody wants it any more
+        if not self.unsaved:
+            super().remove_checkpoint(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint of a training, to the CPU; raises what `read_training` does.
+
+        Raises:
+            ValueError: With `weights_only=False`.
+        """
+        if weights_only is False:
+            raise ValueError("weights_only is false, which would run what is pickled in a checkpoint; leave it out")
+        return read_training(path)
+
+
+class SaveRun(SaveConfigCallback):
+    """Writes `config.yaml` and `git.txt` of a training; nothing for the other commands."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write both, on rank 0; in `config.yaml` the folder is a variable, so that it can be run again elsewhere."""
+        if stage != "fit":
+            return
+        folder = os.environ[RUN]
+        config = self.config.clone()
+        config["ckpt_path"] = None  # where this process went on, no part of what the run is
+        text = self.parser.dump(config, skip_none=False)
+        text = re.sub(rf"(?<![^\s'\"]){re.escape(folder)}(?=[/\s'\"])", f"${{oc.env:{RUN}}}", text)
+        write_text(Path(folder, "config.yaml"), text)
+        write_text(Path(folder, "git.txt"), provenance())
+
+
+class NetprismCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict`, configured by YAML and checked against the signatures of the classes."""
+
+    def __init__(self, args: list[str], goes_on: bool = False) -> None:
+        self.args, self.goes_on = args, goes_on
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)  # Lightning 2.6, torch 2.15
+        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")  # teachers are meant so
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(is_no_advert)
+        options = {"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False}
+        defaults = {command: {**options, "default_config_files": [str(DEFAULTS)]} for command in self.subcommands()}
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveRun,
+            save_config_kwargs={"save_to_log_dir": False},
+            parser_kwargs={**options, "prog": "netprism", **defaults},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every training has; their arguments are in `configs/trainer/default.yaml`."""
+        # Two, because Lightning's save_last follows save_top_k: "last" would be as old as the best epoch.
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(RunSummary, "summary")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments; a wrong one ends in one line that names it and, where there is one, what was meant.
+
+        Raises:
+            argparse.ArgumentError: With that line.
+        """
+        try:
+            self.config = parser.parse_args(self.args)
+        except argparse.ArgumentError as error:
+            raise argparse.ArgumentError(None, self._explain(error.message)) from error
+        name_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep to the config: Lightning's would let the checkpoint name another class for the model, and arguments."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "in loading state_dict for" not in str(error):
+                raise
+            raise ValueError(of_another_model(self.config[subcommand]["ckpt_path"], error)) from error
+        finally:
+            release()
+
+    def _explain(self, message: str) -> str:
+        line = " ".join(part for part in map(str.strip, message.splitlines()) if part and not part.startswith(NOISE))
+        known = re.findall(r"--[\w.]+", self._subcommand_parsers[self.args[0]].format_usage())
+        wrong = re.search(r"unrecognized arguments: (--[^\s=]+)", line)
+        close = difflib.get_close_matches(wrong[1], known) if wrong else []
+        return f"{line}; " + (
+            f"close: {', '.join(close)}" if close else f"netprism {self.args[0]} --help lists the options"
+        )
+
+    def instantiate_trainer(self, **kwargs: object) -> Trainer:
+        """Instantiate the trainer; only a training has loggers, the other commands print their table."""
+        trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+        callbacks[:0] = [ExactResume(), EvenRanks()]
+        if not any(isinstance(callback, Requeue) for callback in callbacks):
+            callbacks.append(Requeue())
+        return trainer
+
+    @rank_zero_only
+    def before_fit(self) -> None:
+        """Make the run folder, before W&B or a long download begins; a dry run has none.
+
+        Raises:
+            OSError: If it cannot be written.
+            FileExistsError: If it has the curves of an older run that this one does not continue, or another process
+                is at work in it.
+        """
+        config, folder = self.config["fit"], Path(os.environ[RUN])
+        if config["trainer"]["fast_dev_run"]:
+            return
+        if (folder / "metrics.csv").exists() and not self.goes_on:
+            raise FileExistsError(f"{shown(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}")
+        open_folder(folder)
+        claim(folder)
+        (folder / FINISHED).unlink(missing_ok=True)
+
+    @rank_zero_only
+    def after_fit(self) -> None:
+        """Mark the run as finished: its checkpoints may be looked into by other experiments.
+
+        Raises:
+            OSError: If a checkpoint is missing or older than it should be, because the disk was full.
+        """
+        saves = self.trainer.strategy.checkpoint_io
+        if isinstance(saves, SafeCheckpointIO) and saves.unsaved:
+            raise OSError(f"not written: {', '.join(f'{name} ({why})' for name, why in saves.unsaved.items())}")
+        if not self.config["fit"]["trainer"]["fast_dev_run"] and not self.trainer.interrupted:
+            write_text(Path(os.environ[RUN], FINISHED), f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -1,0 +1,206 @@
+"""The command `netprism`: what can be answered without torch at once, the rest by Lightning's own command line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from traceback import walk_tb
+from typing import TYPE_CHECKING
+
+from netprism.runs.folder import RUN, place, runs_root, scheduler_id, started_again
+
+if TYPE_CHECKING:
+    from netprism.cli.lightning_cli import NetprismCLI
+
+EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
+COMMANDS = ("fit", "validate", "test", "predict")
+OTHERS = ("slurm", "discard", "experiments")
+PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
+
+HELP = """\
+netprism: shows what a network has learned while it learns it.
+
+  netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
+  netprism validate|test --config EXPERIMENT --ckpt_path best
+  netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
+  netprism discard --checkpoint CKPT --images FOLDER              what a trained network drops of some images
+  netprism experiments                                            the list below
+  netprism fit --help                                             every option
+  netprism fit --config EXPERIMENT --print_config                 every value
+
+EXPERIMENT is a YAML file or one of
+{experiments}
+
+Examples
+  netprism fit --config quickstart
+  netprism fit --config quickstart --trainer.fast_dev_run true    one batch of everything, leaves no file
+  netprism fit --config quickstart --trainer.devices 2 --trainer.strategy ddp
+  netprism fit --config quickstart --ckpt_path last               goes on with the newest run
+
+A run is a folder runs/EXPERIMENT/ID with config.yaml, git.txt, metrics.csv, checkpoints/, figures/ and wandb/.
+An experiment that looks into a trained network takes the newest finished run of another one, trained first if missing.
+Environment: NETPRISM_RUNS (instead of runs), NETPRISM_RUN (the folder of this run), NETPRISM_TRACEBACK=1 (where an
+error came from), WANDB_API_KEY and WANDB_MODE (curves in the browser; offline without a key)."""
+
+
+class UsageError(Exception):
+    """The command line is wrong: one line, exit code 2."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, each with one line.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(args)
+    except (UsageError, argparse.ArgumentError) as error:
+        _exit(2, error)
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it as the root cause, whichever rank it was
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            get_error_handler().record_exception(error)
+        meant = users_error(error)
+        if meant is None or os.environ.get("NETPRISM_TRACEBACK"):
+            raise
+        _exit(1, meant)
+
+
+def _dispatch(args: list[str]) -> None:
+    command = args[0] if args else "--help"
+    if command in ("--help", "-h", "help"):
+        print(HELP.format(experiments=listing()))
+    elif command == "experiments":
+        print(listing())
+    elif command in COMMANDS:
+        run(command, args[1:])
+    elif command == "discard":
+        from netprism.cli.discard import discard
+
+        discard(args[1:])
+    elif command == "slurm":
+        to_slurm(args[1:])
+    else:
+        raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, *OTHERS))}")
+
+
+def _exit(code: int, error: Exception) -> None:
+    print(f"netprism: error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(code) from error
+
+
+def listing() -> str:
+    """Return one line for each experiment: its name and the first line of its file."""
+    firsts = {name: path.open(encoding="utf-8").readline().strip("# \n") for name, path in experiments().items()}
+    width = max(map(len, firsts))
+    return "\n".join(f"  {name:{width}}  {first}" for name, first in firsts.items())
+
+
+def experiments() -> dict[str, Path]:
+    """Return the experiments that come with netprism, by name."""
+    files = sorted(EXPERIMENTS.rglob("*.yaml"), key=lambda file: (len(file.relative_to(EXPERIMENTS).parts), file))
+    return {file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in files}
+
+
+def run(command: str, args: list[str]) -> NetprismCLI:
+    """Find the configs, choose the run folder, and hand over to Lightning.
+
+    Only `--config` and `--ckpt_path` are looked at here: they say which folder it is, and the configs are read with it.
+
+    Returns:
+        Lightning's command line when it is done, with its `trainer`, `model` and `datamodule`.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("-c", "--config", action="append", default=[])
+    early.add_argument("--ckpt_path")
+    known, rest = early.parse_known_args(args)
+    configs = [find_config(name) for name in known.config]
+    folder, ckpt = place(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
+    if command == "fit" and ckpt and scheduler_id() and (folder / "config.yaml").is_file():
+        configs = [folder / "config.yaml"]  # a job that comes back from the queue looks into the networks it began with
+    printed = any(arg.startswith("--print_config") for arg in rest)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"netprism {command}: loading torch and Lightning, some seconds", file=sys.stderr, flush=True)
+    with environment(RUN, f"${{oc.env:{RUN}}}" if printed else str(folder.absolute())):  # printed, it is for any run
+        from netprism.cli.lightning_cli import NetprismCLI
+
+        return NetprismCLI(
+            [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])],
+            goes_on=known.ckpt_path is not None
+            or started_again(),  # a run that was stopped before its first checkpoint starts afresh
+        )
+
+
+def to_slurm(args: list[str]) -> None:
+    """Submit a training to Slurm; what are no options of that are arguments of `netprism fit`."""
+    from netprism.cli.slurm import Job, parser, submit
+
+    options, rest = parser().parse_known_args(args)
+    if options.config is None:
+        raise UsageError("which training? netprism slurm --config EXPERIMENT")
+    config, dry_run = find_config(options.config), options.dry_run
+    given = {key: value for key, value in vars(options).items() if key not in ("config", "dry_run")}
+    submit(Job(options.config, tuple(rest), **given), config, experiments(), dry_run)
+
+
+def find_config(name: str) -> Path:
+    """Return the file `name`, or the experiment of that name.
+
+    Raises:
+        UsageError: If there is neither, with the names that are close and the list.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = experiments()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known) or [other for other in known if name in other]
+    hint = f"close: {', '.join(close)}; " if close else ""
+    raise UsageError(f"no file and no experiment {name!r}; {hint}the experiments are {', '.join(known)}")
+
+
+def experiment_of(config: Path) -> str:
+    """Return the experiment that a config belongs to: its own name, or that of the run whose config.yaml it is."""
+    full, shipped, runs = config.resolve(), EXPERIMENTS.resolve(), runs_root().resolve()
+    if full.is_relative_to(shipped):
+        return full.relative_to(shipped).with_suffix("").as_posix()
+    if full.name == "config.yaml" and full.is_relative_to(runs):
+        return full.parents[1].relative_to(runs).as_posix()
+    return config.stem
+
+
+@contextmanager
+def environment(key: str, value: str) -> Iterator[None]:
+    """Set an environment variable, for this process and those it starts, and put the old value back."""
+    before = os.environ.get(key)
+    os.environ[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def users_error(error: BaseException | None) -> Exception | None:
+    """Return what is wrong with the user's input, or None if the error is a bug.
+
+    It is the first one in the chain of causes (jsonargparse wraps what a class says about its arguments) that netprism
+    or Lightning's trainer raised on purpose.
+    """
+    while isinstance(error, Exception):
+        *_, module = "", *(frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+        on_purpose = isinstance(error, ValueError | OSError) and module.startswith(PURPOSEFUL)
+        if on_purpose or type(error).__name__ == "MisconfigurationException":
+            return error
+        error = error.__cause__
+    return None

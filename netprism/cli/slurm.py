@@ -1,0 +1,188 @@
+"""`netprism slurm`: a training as a job of a Slurm cluster, after those of the networks that it looks into.
+
+No torch here: a job is submitted, or shown, in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from netprism.runs.folder import finished_runs, runs_root, shown
+
+TEACHER = "netprism.runs.teachers.trained"
+
+TEMPLATE = """\
+#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={tasks}
+{asked}\
+#SBATCH --output={log}
+# So many seconds before its end the job is told: it saves, and goes back into the queue, with its log.
+#SBATCH --signal=SIGUSR1@{signal}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+{exports}
+# The job's id names the run folder: from the queue it comes back to that, and to the last checkpoint there.
+srun --kill-on-bad-exit=1 \\
+  {command}
+"""
+
+
+class SlurmError(OSError):
+    """There is no Slurm, or it refuses a job: one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of Slurm for one training.
+
+    Attributes:
+        experiment: a name or a file.
+        args: of `netprism fit`, after the config.
+        nodes: machines.
+        gpus: on each node, one process each; 0 for none.
+        tasks: processes on each node; as many as GPUs, or 1, when None.
+        cpus: for each process; the cluster's default when None.
+        time: limit, such as 12:00:00 or 2-0 (days-hours); the partition's when None.
+        partition: the cluster's default when None.
+        signal: seconds between the warning and the end.
+    """
+
+    experiment: str
+    args: tuple[str, ...] = ()
+    nodes: int = 1
+    gpus: int = 1
+    tasks: int | None = None
+    cpus: int | None = None
+    time: str | None = None
+    partition: str | None = None
+    signal: int = 90
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that Slurm would."""
+        least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "signal": 1}
+        for name, low in least.items():
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"{name} is {value}; expected a number >= {low}")
+
+    def script(self) -> str:
+        """The script for sbatch."""
+        tasks = self.tasks or max(1, self.gpus)
+        asked = {
+            "gpus-per-node": self.gpus or None,
+            "cpus-per-task": self.cpus,
+            "time": self.time,
+            "partition": self.partition,
+        }
+        return TEMPLATE.format(
+            name=self.experiment,
+            nodes=self.nodes,
+            tasks=tasks,
+            asked="".join(f"#SBATCH --{key}={value}\n" for key, value in asked.items() if value),
+            signal=self.signal,
+            # Since Slurm 22.05 srun does not take the number from the job.
+            exports=f"\nexport SRUN_CPUS_PER_TASK={self.cpus} OMP_NUM_THREADS={self.cpus}\n" if self.cpus else "",
+            log=runs_root() / "slurm" / "%j.out",
+            command=shlex.join(self._command(tasks)),
+        )
+
+    def _command(self, tasks: int) -> list[str]:
+        several = ["--trainer.strategy=ddp"] if self.nodes * tasks > 1 else []
+        shape = [f"--trainer.num_nodes={self.nodes}", f"--trainer.devices={tasks}", *several]
+        fit = [sys.executable, "-m", "netprism", "fit", "--config", self.experiment, "--ckpt_path=last"]
+        return [*fit, *shape, *self.args]
+
+
+def submit(job: Job, config: Path, experiments: dict[str, Path], dry_run: bool) -> None:
+    """Submits a training and before it those of the networks it looks into that nobody has trained yet.
+
+    Args:
+        job: the training.
+        config: its file.
+        experiments: files by name.
+        dry_run: print the scripts instead.
+
+    Raises:
+        SlurmError: sbatch is not there or refuses.
+    """
+    ids: dict[str, str] = {}
+    for teacher in missing_teachers(config, experiments):
+        before = [ids[name] for name in missing_teachers(experiments[teacher], experiments)]
+        one = replace(job, experiment=teacher, args=_data_of(job.args), nodes=1, gpus=min(1, job.gpus), tasks=1)
+        ids[teacher] = _hand_over(one, before, dry_run)
+    _hand_over(job, list(ids.values()), dry_run)
+
+
+def missing_teachers(config: Path, experiments: dict[str, Path]) -> list[str]:
+    """The experiments whose networks a config looks into and that have no finished run; what comes first, first."""
+    found: dict[str, None] = {}
+    for name in _teachers(OmegaConf.to_container(OmegaConf.load(config)), config.resolve().parent):
+        if not finished_runs(name) and name in experiments:
+            found |= dict.fromkeys([*missing_teachers(experiments[name], experiments), name])
+    return list(found)
+
+
+def _teachers(node: Any, folder: Path) -> Iterator[str]:  # noqa: ANN401 - a part of a config
+    """The experiments named by all `trained` in a config and in the files it is composed of."""
+    if isinstance(node, str) and node.endswith(".yaml") and (folder / node).is_file():
+        part = (folder / node).resolve()
+        yield from _teachers(OmegaConf.to_container(OmegaConf.load(part)), part.parent)
+    if isinstance(node, dict) and node.get("class_path") == TEACHER:
+        options = node.get("init_args") or {}
+        if options.get("experiment") and not options.get("checkpoint"):
+            yield options["experiment"]
+    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for part in parts:
+        yield from _teachers(part, folder)
+
+
+def _data_of(args: Sequence[str]) -> tuple[str, ...]:
+    """The arguments that say where the data are, which a teacher shares."""
+    joined = [f"{arg}={args[i + 1]}" if "=" not in arg else arg for i, arg in enumerate(args[:-1])] + list(args[-1:])
+    return tuple(arg for arg in joined if arg.startswith(("--data.root=", "--data.init_args.root=")))
+
+
+def _hand_over(job: Job, before: list[str], dry_run: bool) -> str:
+    """Submits a job after the end of others, or prints it; returns its id."""
+    options = [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"] if before else []
+    command = ["sbatch", "--parsable", *options]
+    if dry_run:
+        print(f"# {shlex.join(command)} <<'END'", job.script(), "END", sep="\n")
+        return f"<{job.experiment}>"
+    if shutil.which("sbatch") is None:
+        raise SlurmError("there is no sbatch here: submit from a machine of the cluster, or look with DRY=1")
+    (runs_root() / "slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for a log
+    result = subprocess.run(command, input=job.script(), capture_output=True, text=True)
+    if result.returncode:
+        raise SlurmError(f"sbatch refused {job.experiment}: {' '.join(result.stderr.split())}")
+    number = result.stdout.strip().partition(";")[0]  # with several clusters their name follows
+    print(f"job {number}  {job.experiment}{'  after ' + ', '.join(before) if before else ''}")
+    print(f"  log  {shown(runs_root() / 'slurm' / f'{number}.out')}")
+    print(f"  run  {shown(runs_root() / job.experiment / number)}")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `netprism slurm`; all others go to `netprism fit`."""
+    made = argparse.ArgumentParser("netprism slurm", allow_abbrev=False, exit_on_error=False, description=__doc__)
+    made.add_argument("--config", "-c", metavar="EXPERIMENT", help="a name or a file")
+    made.add_argument("--nodes", type=int, default=1, help="machines (1)")
+    made.add_argument("--gpus", type=int, default=1, help="on each node, one process each; 0 for none (1)")
+    made.add_argument("--tasks", type=int, help="processes on each node (as many as GPUs)")
+    made.add_argument("--cpus", type=int, help="for each process (the cluster's default)")
+    made.add_argument("--time", help="limit, such as 12:00:00 (the partition's)")
+    made.add_argument("--partition", help="(the cluster's default)")
+    made.add_argument("--signal", type=int, default=90, help="seconds between the warning and the end (90)")
+    made.add_argument("--dry-run", action="store_true", help="print the script, submit nothing")
+    return made

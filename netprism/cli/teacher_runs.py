@@ -1,0 +1,69 @@
+"""Trained networks that an experiment looks into and that nobody has trained yet."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import Namespace
+from pytorch_lightning.utilities import rank_zero_info
+
+from netprism.runs.folder import RUN, finished_runs, shown
+from netprism.runs.teachers import UNTRAINED, checkpoint_of
+
+FACTORY = "netprism.runs.teachers.trained"
+
+
+def name_teachers(config: Namespace, may_train: bool) -> None:
+    """Writes the checkpoint of each trained network into a config, so that the run says for ever which one it was.
+
+    One that is missing is trained first, in a process and a run of its own. A dry run takes it untrained.
+
+    Args:
+        config: of `fit` or another command; changed in place.
+        may_train: whether to train what is missing, or to raise.
+
+    Raises:
+        FileNotFoundError: one is missing and not to be trained here.
+        ValueError: its training failed.
+    """
+    for options in _named_by_experiment(config):
+        experiment = options["experiment"]
+        if not finished_runs(experiment) and config["trainer"]["fast_dev_run"]:
+            rank_zero_info(f"{experiment} is not trained yet: this dry run looks into it untrained")
+            options["checkpoint"] = UNTRAINED
+            continue
+        if may_train and not finished_runs(experiment) and not _is_one_of_many():
+            _train(experiment, config)
+        options["checkpoint"] = shown(checkpoint_of(experiment))
+
+
+def _named_by_experiment(node: Any) -> Iterator[Any]:  # noqa: ANN401 - a part of a config
+    """The arguments of all `trained` in a config that leave it open which run of an experiment is meant."""
+    if isinstance(node, list):
+        for part in node:
+            yield from _named_by_experiment(part)
+    elif isinstance(node, dict | Namespace):
+        options = node.get("init_args") if node.get("class_path") == FACTORY else None
+        if options is not None and options.get("experiment") and options.get("checkpoint") is None:
+            yield options
+        for part in vars(node).values() if isinstance(node, Namespace) else node.values():
+            yield from _named_by_experiment(part)
+
+
+def _is_one_of_many() -> bool:
+    """Whether a launcher started several of this process: they would all train."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+def _train(experiment: str, config: Namespace) -> None:
+    root = config.get("data.init_args.root")
+    command = [sys.executable, "-m", "netprism", "fit", "--config", experiment]
+    rank_zero_info(f"{experiment} is not trained yet: that comes first, once")
+    environment = {name: value for name, value in os.environ.items() if name != RUN}
+    failed = subprocess.run(command + ([f"--data.root={root}"] if root else []), env=environment).returncode
+    if failed:
+        raise ValueError(f"training {experiment} failed with status {failed}; the lines above say why")

@@ -1,0 +1,34 @@
+"""Feature components of rising complexity, and what each of them is worth.
+
+Paper: J. Ren, M. Li, Z. Liu, Q. Zhang, "Interpreting and Disentangling Feature Components of Various Complexity from
+DNNs", 2020, https://arxiv.org/abs/2006.15920; a later version, whose equation numbers are cited here, is called
+"Disentanglement, Visualization and Analysis of Complex Features in DNNs" (2020).
+"""
+
+from netprism.components.disentangler import DisentanglerNet, Disentanglers
+from netprism.components.measures import Components, components, overfitting, significance
+from netprism.components.network_split import SplitNetwork
+from netprism.components.regressor import component_ratios, cross_validate, fit_plane
+from netprism.components.reliability import reliable_part, round_trips
+from netprism.components.reliability_meter import Reliability
+from netprism.components.reliable_nets import ReliableNets
+from netprism.components.shapley import sampled_shapley_values, shapley_values
+
+__all__ = [  # in reading order
+    "Components",
+    "DisentanglerNet",
+    "Disentanglers",
+    "Reliability",
+    "ReliableNets",
+    "SplitNetwork",
+    "component_ratios",
+    "components",
+    "cross_validate",
+    "fit_plane",
+    "overfitting",
+    "reliable_part",
+    "round_trips",
+    "sampled_shapley_values",
+    "shapley_values",
+    "significance",
+]

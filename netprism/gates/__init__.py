@@ -1,0 +1,26 @@
+"""Gating states, and the complexity of the transformations that a network applies.
+
+Paper: J. Ren, M. Li, M. Zhou, S.-H. Chan, Q. Zhang, "Towards Theoretical Analysis of Transformation Complexity of ReLU
+DNNs", ICML 2022, https://arxiv.org/abs/2205.01940. Its first version (2020), whose equation numbers are cited here, was
+called "Understanding, Analyzing, and Optimizing the Complexity of Deep Models".
+"""
+
+from netprism.gates.energy import GateEnergy, discrete_langevin
+from netprism.gates.entropy import Complexity, kde_entropy, pairwise_hamming, transformation_complexity
+from netprism.gates.loss import ComplexityLoss
+from netprism.gates.packing import PackedGates
+from netprism.gates.record import GateRecord, GatingLayer, record_gates
+
+__all__ = [  # in reading order
+    "Complexity",
+    "ComplexityLoss",
+    "GateEnergy",
+    "GateRecord",
+    "GatingLayer",
+    "PackedGates",
+    "discrete_langevin",
+    "kde_entropy",
+    "pairwise_hamming",
+    "record_gates",
+    "transformation_complexity",
+]

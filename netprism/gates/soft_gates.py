@@ -1,0 +1,225 @@
+"""Soft gates sigmoid(beta * input) of a model's forward passes, through which a gradient can reach the network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from netprism.gates.calls import GateCall, watch_gates
+from netprism.gates.record import select_layers
+
+OUTSIDE = "training_step"  # what calls outside of all modules are named by
+
+
+class SoftGates:
+    """The soft gates of the forward passes in a `watch_soft_gates` block, by layer.
+
+    A layer that several passes call has the gates of all of them. With `gradients`, calls without (a teacher, a look
+    at the network in between) are neither counted nor numbered.
+
+    Attributes:
+        passes: how many there were.
+    """
+
+    def __init__(self, beta: float, chosen: Sequence[str], gradients: bool) -> None:
+        self._beta, self._chosen, self._gradients = beta, tuple(chosen), gradients
+        self._inside: dict[str, list[Tensor]] = {}
+        self._outside: dict[str, list[Tensor]] = {}
+        self._without: list[str] = []  # calls without gradients
+        self.passes = 0
+        self._depth = 0
+        self._calls: Counter[str] = Counter()
+        self._calls_outside: Counter[str] = Counter()
+        self._pass: list[tuple[str, Tensor]] = []
+
+    def choose(self, wanted: Sequence[str] | int | None) -> tuple[str, ...]:
+        """The layers to penalise: by number those in modules that train, by name also others.
+
+        Raises:
+            RuntimeError: no gate was seen.
+            ValueError: a layer does not exist, or runs without gradients; none is behind a parameter that trains.
+        """
+        if isinstance(wanted, int) or wanted is None:
+            return tuple(select_layers(self._available(), wanted))
+        gates = self._inside | self._outside
+        names = [*gates, *(name for name in dict.fromkeys(self._without) if name not in gates)]
+        named = select_layers(names, wanted)
+        for name in wanted:
+            if not any(self._learns(gates.get(layer, [])) for layer in select_layers(names, [name])):
+                raise ValueError(
+                    f"gating layer {name!r} runs without gradients: choose others with layers=, and checkpoint "
+                    "activations with use_reentrant=False"
+                )
+        return tuple(layer for layer in named if self._learns(gates.get(layer, [])))
+
+    def take(self, layers: Sequence[str]) -> dict[str, Tensor]:
+        """The gates of these layers, `(N, d)` or `(N, C, ...)`, all passes together; they are forgotten here.
+
+        Raises:
+            ValueError: a layer was not called, or in several shapes.
+        """
+        gates, self._inside, self._outside = self._inside | self._outside, {}, {}
+        for name in layers:
+            if name not in gates:
+                raise ValueError(f"gating layer {name!r} was called in one forward pass and not in another")
+            shapes = list(dict.fromkeys(tuple(g.shape[1:]) for g in gates[name]))
+            if len(shapes) > 1:
+                raise changed_shape(name, shapes[0], shapes[1])
+        return {name: gates[name][0] if len(gates[name]) == 1 else torch.cat(gates[name]) for name in layers}
+
+    def _available(self) -> list[str]:
+        available = [name for name, gates in self._inside.items() if self._learns(gates)]
+        seen = [*self._inside, *self._without]
+        if seen and not available:
+            raise ValueError(f"no parameter that trains is before the gating layers {', '.join(dict.fromkeys(seen))}")
+        if self._outside and not available:
+            raise ValueError(
+                f"all gates are in the {OUTSIDE} itself; name some with layers=: {', '.join(self._outside)}"
+            )
+        return available
+
+    def _learns(self, gates: list[Tensor]) -> bool:
+        return bool(gates) and (not self._gradients or any(g.requires_grad for g in gates))
+
+    def _enter(self, module: nn.Module, args: Any) -> None:  # noqa: ANN401 - torch's signature
+        if self._depth == 0:
+            self._calls, self._pass = Counter(), []
+        self._depth += 1
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401 - torch's signature
+        self._depth -= 1
+        if self._depth == 0 and output is not None:  # None: it raised
+            self.passes += not self._gradients or torch.is_grad_enabled()
+            for name, gates in self._pass:
+                self._inside.setdefault(name, []).append(gates)
+
+    def _visit(self, call: GateCall) -> None:
+        if self._gradients and not torch.is_grad_enabled():
+            self._without.append(call.layer)
+            return
+        name = self._name(call)
+        if self._chosen and name not in self._chosen:
+            return
+        if not call.input.numel():
+            raise ValueError(f"gating layer {name!r} met an empty batch, of shape {tuple(call.input.shape)}")
+        gates = _as_maps_or_flat(_SoftGate.apply(call.input.float(), self._beta))
+        if self._depth:
+            self._pass.append((name, gates))
+        else:
+            self._outside.setdefault(name, []).append(gates)
+
+    def _name(self, call: GateCall) -> str:
+        """The call's name with a number of our own, since the watcher's counts the calls without gradients, too."""
+        base, _, _ = call.layer.partition("#")
+        functional = base.endswith(f":{call.operation}")
+        if not self._depth and base.startswith(":"):
+            base = OUTSIDE + base
+        calls = self._calls if self._depth else self._calls_outside
+        calls[base] += 1
+        return f"{base}#{calls[base] - 1}" if functional or calls[base] > 1 else base
+
+
+@contextmanager
+def watch_soft_gates(
+    model: nn.Module,
+    beta: float,
+    *,
+    chosen: Sequence[str] = (),
+    gradients: bool = True,
+    parts_of: nn.Module | None = None,
+    relative_to: nn.Module | None = None,
+) -> Iterator[SoftGates]:
+    """Collects the soft gates of `model` in the block.
+
+    Cost: a float32 a gate and sample; nothing is saved for the backward pass.
+
+    Args:
+        model: its own `forward` has to be called.
+        beta: steepness of the soft gates.
+        chosen: names of the layers to keep; empty for all.
+        gradients: whether only calls with gradients count.
+        parts_of: a part of the model; a forward pass is then each call of it, or of a module in it that has
+            parameters, from outside. Gates elsewhere are named `training_step:relu#0`. Without it a pass is a call of
+            the model.
+        relative_to: as in `netprism.gates.record_gates`.
+
+    Yields:
+        What was seen.
+    """
+    seen = SoftGates(beta, chosen, gradients)
+    entered = [model]
+    if parts_of is not None:
+        entered = [module for module in parts_of.modules() if any(True for _ in module.parameters())]
+    with ExitStack() as stack:
+        stack.enter_context(watch_gates(model, seen._visit, relative_to=relative_to))
+        for module in entered:
+            stack.callback(module.register_forward_pre_hook(seen._enter).remove)
+            stack.callback(module.register_forward_hook(seen._leave, always_call=True).remove)
+        yield seen
+
+
+class SwishForReLU(TorchFunctionMode):
+    """Every ReLU becomes input * sigmoid(beta * input), also one in place."""
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self._beta = beta
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name not in ("relu", "relu_"):
+            return func(*args, **kwargs)
+        if _in_checkpoint():
+            raise ValueError(
+                'forward="swish" does not go with activation checkpointing, which would recompute a plain ReLU: use '
+                'forward="relu", or switch the checkpointing off'
+            )
+        x = args[0] if args else kwargs["input"]
+        if name == "relu" and not kwargs.get("inplace", len(args) > 1 and args[1]):
+            return x * torch.sigmoid(x * self._beta)
+        before = x.clone()
+        return x.copy_(before * torch.sigmoid(before * self._beta))
+
+
+def changed_shape(layer: str, before: tuple[int, ...], now: tuple[int, ...]) -> ValueError:
+    """What to raise where a layer's gates have another shape than before."""
+    return ValueError(
+        f"gating layer {layer!r} changed its shape from {before} to {now}: give inputs of one size, or choose other "
+        "layers"
+    )
+
+
+class _SoftGate(torch.autograd.Function):
+    """sigmoid(beta * input), whose backward pass expects the gradient with respect to the input and hands it on.
+
+    `netprism.gates.loss` multiplies by the sigmoid's slope ahead. So nothing is saved here: no tensor that would hold
+    itself, none that activation checkpointing would miss in its recomputation, none that an in-place ReLU overwrites.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, beta: float) -> Tensor:  # noqa: ANN401 - torch's signature
+        return torch.sigmoid(x * beta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's signature
+        return gradients[0], None
+
+
+def _as_maps_or_flat(gates: Tensor) -> Tensor:
+    """(N, d), or (N, C, H, W) and the like; what is neither, such as (N, tokens, features), becomes flat."""
+    return gates if gates.dim() == 2 or gates.dim() > 3 else gates.reshape(len(gates), -1)
+
+
+def _in_checkpoint() -> bool:
+    """Whether non-reentrant checkpointing keeps the books of what is saved; torch has no public word on that."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"

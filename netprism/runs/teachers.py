@@ -1,0 +1,145 @@
+"""Trained networks to look into, from a run, a checkpoint or torchvision.
+
+An analysis takes a plain `nn.Module`; in a config, `trained` says where that comes from:
+
+    teacher:
+      class_path: netprism.runs.teachers.trained
+      init_args:
+        experiment: classify/digits_resnet8
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torchvision.models import get_model, list_models
+
+from netprism.runs.checkpoints import read_checkpoint
+from netprism.runs.folder import finished_runs, runs_root, shown
+
+EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
+UNTRAINED = "untrained"
+
+
+def trained(
+    experiment: str | None = None,
+    checkpoint: str | None = None,
+    net: nn.Module | str | None = None,
+    weights: str | None = None,
+) -> nn.Module:
+    """Returns a trained network, in eval mode and without gradients of its weights.
+
+    Args:
+        experiment: the best checkpoint of the newest finished run of this experiment; `make train` trains it first if
+            there is none. With a `checkpoint`, only the network of that experiment.
+        checkpoint: a Lightning checkpoint or a plain state dict, read with `weights_only=True`; "untrained" for the
+            network as it is made, a control.
+        net: the network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
+            is the name of one of torchvision's models.
+        weights: torchvision's name of its own weights, such as "DEFAULT", in place of a checkpoint.
+
+    Raises:
+        ValueError: nothing to load; an unknown name; a checkpoint of another network, with its first key that differs.
+        FileNotFoundError: no such checkpoint, or no finished run.
+    """
+    if checkpoint is None and weights is None:
+        if experiment is None:
+            raise ValueError("a trained network needs one of experiment, checkpoint, weights")
+        checkpoint = str(checkpoint_of(experiment))
+    if net is None:
+        net = build_network(config_for(checkpoint, experiment))
+    elif isinstance(net, str):
+        net = _of_torchvision(net, weights)
+    if checkpoint not in (None, UNTRAINED):
+        load_weights(net, Path(checkpoint))
+    return net.eval().requires_grad_(False)
+
+
+def checkpoint_of(experiment: str) -> Path:
+    """The best checkpoint of the newest finished run of an experiment; the last one where none is the best.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for run in finished_runs(experiment):
+        for word in ("best", "last"):
+            if (path := run / "checkpoints" / f"{word}.ckpt").is_file():
+                return path
+    where = shown(runs_root() / experiment)
+    raise FileNotFoundError(f"no finished run of {experiment!r} in {where}; make train EXP={experiment} makes one")
+
+
+def config_for(checkpoint: str | None, experiment: str | None) -> Path:
+    """The config that names the network of a checkpoint: its run's, or that of the experiment.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    of_run = Path(checkpoint or "").absolute().parent.parent / "config.yaml"
+    if checkpoint not in (None, UNTRAINED) and of_run.is_file():
+        return of_run
+    if experiment is not None and (of_experiment := EXPERIMENTS / f"{experiment}.yaml").is_file():
+        return of_experiment
+    raise ValueError(f"what network is {checkpoint or experiment!r} of? There is no config.yaml of a run: give `net`")
+
+
+def build_network(config: Path) -> nn.Module:
+    """The network, with new weights, that a config of a training names in `model.net`.
+
+    Raises:
+        ValueError: the config has none.
+    """
+    node = OmegaConf.select(OmegaConf.load(config), "model.init_args.net")
+    if node is None:
+        raise ValueError(f"{shown(config)} has no network in model.init_args.net")
+    if isinstance(node, str) and node.endswith((".yaml", ".yml")):
+        node = OmegaConf.load(config.parent / node)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--net", type=nn.Module)
+    description = node if isinstance(node, str) else OmegaConf.to_container(node, resolve=True)
+    network: nn.Module = parser.instantiate(parser.parse_object({"net": description})).net
+    return network
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Loads a checkpoint into `net`, whatever prefix its keys have (`net.`, `model.`, `module.`).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no tensors that can be read without running code, or not those of `net`.
+    """
+    state = _tensors(path)
+    own = net.state_dict()
+    prefix = _prefix(state, own)
+    given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for key in dict.fromkeys((*own, *given)):
+        if key not in given or key not in own or given[key].shape != own[key].shape:
+            there, here = (str(tuple(d[key].shape)) if key in d else "absent" for d in (given, own))
+            raise ValueError(
+                f"{shown(path)} is of another network: {prefix}{key} is {there}, in this {type(net).__name__} {here}"
+            )
+    net.load_state_dict(given)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    content = read_checkpoint(path)
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{shown(path)} holds no state dict")
+    return state
+
+
+def _prefix(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What precedes the keys of `own` in `state`: of the candidates the one with the most matches."""
+    candidates = {""} | {key.removesuffix(name) for name in own for key in state if key.endswith(f".{name}")}
+    return max(sorted(candidates), key=lambda prefix: sum(prefix + name in state for name in own))
+
+
+def _of_torchvision(name: str, weights: str | None) -> nn.Module:
+    if name not in list_models():
+        raise ValueError(f"unknown network {name!r}; a class path, or one of torchvision's: {', '.join(list_models())}")
+    model: nn.Module = get_model(name, weights=weights)
+    return model

@@ -1,0 +1,228 @@
+import functools
+
+import pytest
+import torch
+from reference import energy as reference
+from torch import nn
+
+from netprism.gates.energy import GateEnergy, discrete_langevin, langevin
+
+NARROW = (32, 64)  # the toys need no more, and learn in a tenth of the time
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def coupled(s):
+    """A log-density of three units, with all orders of interaction and a slope that a flip does not follow."""
+    a, b, c = s.unbind(1)
+    return 1.5 * a - 0.7 * b + 2 * a * b - 1.2 * b * c + 0.8 * a * b * c + 0.5 * c.square()
+
+
+def test_the_sampler_takes_every_transition_as_often_as_it_should():
+    states = reference.binary_states(3).requires_grad_()
+    log_law = coupled(states)
+    (slopes,) = torch.autograd.grad(log_law.sum(), states)
+    expected = reference.transition_matrix(states.detach(), log_law.detach(), slopes, flip=0.6)
+    count = 20_000
+    for number, row in enumerate(expected):
+        start = states[number].detach().bool().expand(count, 3)
+        moved, _ = discrete_langevin(coupled, start, steps=1, flip=0.6, generator=generator(number))
+        frequency = (moved.long() @ torch.tensor([4, 2, 1])).bincount(minlength=8) / count
+        assert frequency.tolist() == pytest.approx(row.tolist(), abs=0.015)  # four standard errors
+    law = log_law.detach().softmax(0)
+    assert (law @ expected).tolist() == pytest.approx(law.tolist(), abs=1e-12), "the kernel keeps the law"
+
+
+def test_the_sampler_reaches_the_law():
+    chains = torch.zeros(4000, 3, dtype=torch.bool)
+    chains, accepted = discrete_langevin(coupled, chains, steps=30, generator=generator())
+    frequency = (chains.long() @ torch.tensor([4, 2, 1])).bincount(minlength=8) / len(chains)
+    law = coupled(reference.binary_states(3)).softmax(0)
+    assert frequency.tolist() == pytest.approx(law.tolist(), abs=0.03)
+    assert 0.5 < accepted < 1
+
+
+def test_accepts_all_for_many_independent_units_where_halved_slopes_accept_few():
+    odds = torch.randn(3072, generator=generator(), dtype=torch.float64)
+    start = torch.rand(16, 3072, generator=generator()) < 0.5
+    _, accepted = discrete_langevin(lambda s: s @ odds.float(), start, steps=5, generator=generator())
+    assert accepted > 0.97  # 1 but for float32
+    assert reference.acceptance_of_halved_slopes(odds, 0.5, 200, generator()) < 0.01
+    assert reference.acceptance_of_halved_slopes(odds[:8], 0.5, 200, generator()) > 0.8  # where the toys are
+
+
+def test_a_flip_out_of_range_is_an_error():
+    with pytest.raises(ValueError, match="flip is 1.5; expected a probability in"):
+        discrete_langevin(coupled, torch.zeros(2, 3, dtype=torch.bool), flip=1.5)
+
+
+def test_langevin_is_the_formula_of_the_paper():
+    states = torch.full((5, 4), 0.5)
+    noise = torch.randn(5, 4, generator=generator())
+    moved = langevin(lambda s: 3 * s.sum(1), states, steps=1, step_size=0.01, generator=generator())
+    assert torch.allclose(moved, 0.5 + 0.005 * 3 + 0.1 * noise)
+
+
+def test_langevin_stays_in_the_unit_interval_only_if_clamped():
+    def dead(s):
+        return torch.log(0.99 - 0.98 * s).sum(1)  # log q of gates never seen open
+
+    states = torch.full((50, 4), 0.98)
+    assert langevin(dead, states, generator=generator()).abs().max() <= 1
+    assert langevin(dead, states, clamp=False, step_size=0.1, generator=generator()).abs().max() > 1.3
+
+
+@functools.cache
+def toy():
+    """Eight units with random couplings: all states, and the probability of each."""
+    states = reference.binary_states(8).float()
+    couplings = torch.randn(8, 8, generator=generator()) * 0.8
+    signs = 2 * states - 1
+    logits = (signs @ ((couplings + couplings.T) / 2) * signs).sum(1) + signs @ torch.randn(
+        8, generator=generator(1)
+    ) / 2
+    return states, (0.2 * logits).softmax(0)
+
+
+def cross_entropy_of_fit(fits, **options):
+    states, law = toy()
+    energy = GateEnergy((8,), widths=NARROW, **options)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)
+    draws = law.multinomial(fits * 128, replacement=True, generator=generator()).view(fits, 128)
+    for batch in draws:
+        optimizer.zero_grad()
+        energy.fit_loss(states[batch]).backward()
+        optimizer.step()
+    return -(law * energy.log_prob_unnormalized(states).log_softmax(0)).sum().item()
+
+
+def true_entropy():
+    return torch.special.entr(toy()[1].double()).sum().item()
+
+
+def test_learns_a_known_law():
+    assert true_entropy() == pytest.approx(4.572, abs=1e-3)
+    assert 4.572 < cross_entropy_of_fit(2500) < 4.572 + 0.05  # measured: 4.588
+
+
+def test_the_prior_alone_does_not():
+    states, law = toy()
+    energy = GateEnergy((8,), prior_only=True)
+    energy.fit_loss(states[law.multinomial(20_000, replacement=True, generator=generator())])
+    cross_entropy = -(law * energy.log_prob_unnormalized(states).log_softmax(0)).sum().item()
+    rates = law @ states
+    independent = torch.special.entr(torch.stack([rates, 1 - rates])).sum().item()
+    assert cross_entropy == pytest.approx(independent, abs=0.01)
+    assert independent > true_entropy() + 0.2
+
+
+def test_the_clamped_continuous_sampler_misses_it_by_nats():
+    assert cross_entropy_of_fit(400, sampler="langevin") > true_entropy() + 1
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 2)])
+def test_log_prob_is_the_formula(shape):
+    energy = GateEnergy(shape, widths=(6, 7))
+    nn.init.normal_(energy.readout.weight, generator=generator())
+    energy.rates = torch.rand(shape[0], generator=generator()) * 1.2 - 0.1  # some outside .01 to .99
+    gates = torch.rand(4, *shape, generator=generator())
+    first, second = energy.net[0], energy.net[2]
+    maps = gates.view(4, shape[0], -1, 1)
+    hidden = nn.functional.conv2d(maps, first.weight[:, :, None, None], first.bias).relu()
+    hidden = nn.functional.conv2d(hidden, second.weight[:, :, None, None], second.bias).relu()
+    f = hidden.squeeze(3).transpose(1, 2).flatten(1) @ energy.readout.weight[0]
+    rates = [rate for rate in energy.rates.tolist() for _ in range(maps[0, 0].numel())]
+    expected = [f[n].item() + reference.log_prior(gates[n].flatten().tolist(), rates) for n in range(4)]
+    assert energy.log_prob_unnormalized(gates).tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_six_widths_of_the_paper_and_a_start_at_the_prior():
+    energy = GateEnergy((3072,))
+    assert [m.out_features for m in energy.net if isinstance(m, nn.Linear)] == [32, 64, 128, 256, 512, 512]
+    gates = torch.rand(2, 3072, generator=generator()) < 0.5
+    assert torch.equal(energy.f(gates.float()), torch.zeros(2))
+
+
+def test_the_loss_pushes_f_up_at_the_gates_and_down_at_the_samples():
+    energy = GateEnergy((8,), widths=NARROW, l2=0.0)
+    gates = torch.rand(32, 8, generator=generator()) < 0.5
+    loss = energy.fit_loss(gates)
+    negatives = energy.chains.float()
+    expected = energy.f(negatives).mean() - energy.f(gates.float()).mean()
+    parameters = list(energy.parameters())
+    for got, want in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        assert torch.allclose(got, want, atol=1e-6)
+    assert energy.gap.item() == pytest.approx(-expected.item(), abs=1e-6)
+
+
+def test_rates_are_a_running_mean_of_each_channel():
+    energy = GateEnergy((2, 2, 2), prior_only=True)
+    first = torch.tensor([[[[1, 0], [0, 0]], [[1, 1], [1, 1]]]]).bool()
+    energy.fit_loss(first)
+    assert energy.rates.tolist() == [0.25, 1.0]
+    energy.fit_loss(~first)
+    assert energy.rates.tolist() == pytest.approx([0.9 * 0.25 + 0.1 * 0.75, 0.9])
+
+
+def test_dead_gates_and_a_batch_of_one_stay_finite():
+    energy = GateEnergy((6,), widths=NARROW)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=1e-2)
+    gates = torch.tensor([[True, True, True, False, False, False]])
+    for _ in range(30):
+        optimizer.zero_grad()
+        energy.fit_loss(gates).backward()
+        optimizer.step()
+    assert energy.rates.tolist() == [1, 1, 1, 0, 0, 0]
+    log_prob = energy.log_prob_unnormalized(torch.stack([gates[0], ~gates[0]]))
+    assert log_prob.isfinite().all()
+    assert log_prob[0] > log_prob[1] + 10
+
+
+def test_a_batch_with_a_nan_teaches_nothing():
+    energy = GateEnergy((4,), widths=NARROW)
+    energy.fit_loss(torch.rand(8, 4, generator=generator()))
+    rates = energy.rates.clone()
+    gates = torch.rand(8, 4, generator=generator())
+    gates[3, 2] = float("nan")
+    gradients = torch.autograd.grad(energy.fit_loss(gates), list(energy.parameters()))
+    assert torch.equal(energy.rates, rates)
+    assert not any(gradient.any() for gradient in gradients)
+    assert not energy.sound
+
+
+def fit(energy, fits, start=0):
+    optimizer = torch.optim.SGD(energy.parameters(), lr=1e-2)
+    for number in range(start, start + fits):
+        optimizer.zero_grad()
+        energy.fit_loss(torch.rand(16, 4, generator=generator(number)) < 0.3).backward()
+        optimizer.step()
+
+
+def test_goes_on_from_its_state_dict_to_the_bit():
+    whole, first, second = (GateEnergy((4,), widths=NARROW) for _ in range(3))
+    fit(whole, 6)
+    fit(first, 3)
+    second.load_state_dict(first.state_dict())
+    fit(second, 3, start=3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    assert torch.equal(whole.chains, second.chains)
+    assert torch.equal(whole.rates, second.rates)
+    assert not torch.equal(whole.chains, first.chains), "chains move"
+
+
+def test_draws_no_global_random_number():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    fit(GateEnergy((4,), widths=NARROW), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_wrong_options_are_named():
+    with pytest.raises(ValueError, match="unknown sampler 'gibbs'; allowed: discrete_langevin, langevin"):
+        GateEnergy((3,), sampler="gibbs")
+    with pytest.raises(ValueError, match=r"chains of an energy model of gates \(3,\): 0; expected a number >= 1"):
+        GateEnergy((3,), chains=0)
+    with pytest.raises(ValueError, match=r"gates have shape \(4,\), the energy model is for \(3,\)"):
+        GateEnergy((3,)).fit_loss(torch.ones(2, 4))

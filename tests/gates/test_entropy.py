@@ -1,0 +1,232 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import entropy as reference
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KernelDensity
+
+from netprism.gates.entropy import kde_entropy, pairwise_hamming, transformation_complexity
+from netprism.gates.hamming import _bernoulli
+from netprism.gates.packing import PackedGates
+
+
+@pytest.fixture
+def network():
+    """Two gating layers, correlated, of 40 samples in 4 classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 4
+    hidden = torch.randn(4, 6, generator=generator)[labels] + 0.5 * torch.randn(40, 6, generator=generator)
+    conv = (hidden @ torch.randn(6, 48, generator=generator) > 0).view(40, 3, 4, 4)
+    linear = hidden @ torch.randn(6, 10, generator=generator) > 0
+    return {"conv": conv, "linear": linear}, labels
+
+
+def flat(gates):
+    return gates.flatten(1).numpy()
+
+
+def test_every_quantity_against_the_reference(network):
+    gates, labels = network
+    result = transformation_complexity(gates, labels)
+    widths = {"conv": 0.04 * 48, "linear": 0.01 * 10}
+    both = np.concatenate([flat(gates["conv"]), flat(gates["linear"])], axis=1)
+    joint_width = sum(widths.values())
+    y = labels.numpy()
+    for name, width in widths.items():
+        h = reference.kde_entropy(flat(gates[name]), width)
+        conditional = reference.conditional_entropy(flat(gates[name]), y, width)
+        assert result.entropy[name] == pytest.approx(h, abs=1e-10)
+        assert result.conditional[name] == pytest.approx(conditional, abs=1e-10)
+        assert result.class_information[name] == pytest.approx(h - conditional, abs=1e-10)
+        assert result.saturation[name] == pytest.approx(h / math.log2(40), abs=1e-10)
+    assert result.joint_entropy == pytest.approx(reference.kde_entropy(both, joint_width), abs=1e-10)
+    assert result.joint_saturation == pytest.approx(result.joint_entropy / math.log2(40))
+    assert result.suffix_entropy["conv"] == result.joint_entropy
+    suffix = reference.kde_entropy(flat(gates["linear"]), joint_width)
+    assert result.suffix_entropy["linear"] == pytest.approx(suffix, abs=1e-10)
+    conditional = reference.conditional_entropy(both, y, joint_width)
+    assert result.joint_conditional == pytest.approx(conditional, abs=1e-10)
+    assert result.joint_class_information == pytest.approx(result.joint_entropy - conditional, abs=1e-10)
+
+
+def test_total_correlation_against_the_reference(network):
+    gates, _ = network
+    gates = {"linear": gates["linear"][:, :8]}  # 8 gates: no padding among the draws
+    rates = gates["linear"].float().mean(0)
+    draws = torch.Generator().manual_seed(5)
+    independent = _bernoulli(rates, 40, draws).numpy()
+    expected = reference.total_correlation(flat(gates["linear"]), independent, 0.08)
+    result = transformation_complexity(gates, seed=5)
+    assert result.total_correlation["linear"] == pytest.approx(expected, abs=1e-10)
+    assert result.joint_total_correlation == pytest.approx(expected, abs=1e-10)
+
+
+def test_total_correlation_is_that_of_a_known_law():
+    # Two equal fair gates: TC = 1 bit. A narrow kernel makes the bound tight (H = 1 bit, H + TC = 2 bits).
+    gates = (torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)) < 0.5).expand(4000, 2)
+    result = transformation_complexity({"a": gates}, alpha=0.01)
+    assert result.entropy["a"] == pytest.approx(1.0, abs=0.01)
+    assert result.total_correlation["a"] == pytest.approx(1.0, abs=0.06)
+
+
+def test_gates_of_real_images_against_an_independent_density_estimator():
+    # scikit-learn's Gaussian kernel density, with its normalisation taken off, is the same sum by other people's code.
+    images = torch.as_tensor(load_digits().data[:500], dtype=torch.float32)
+    weights = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+    gates = (images - images.mean(0)) @ weights > 0
+    width = 0.01 * 300
+    points = gates.numpy().astype(float)
+    density = KernelDensity(bandwidth=math.sqrt(width), kernel="gaussian").fit(points)
+    log_kernel_mean = density.score_samples(points) + 300 / 2 * math.log(2 * math.pi * width)
+    expected = -log_kernel_mean.mean() / math.log(2)
+    assert transformation_complexity({"fc": gates}).entropy["fc"] == pytest.approx(expected, abs=1e-6)
+    assert float(kde_entropy(pairwise_hamming(gates), width)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_variance_bandwidth_is_alpha_times_the_variance(network):
+    gates, _ = network
+    result = transformation_complexity(gates, bandwidth="variance", alpha=0.3)
+    points = flat(gates["conv"]).astype(float)
+    variance = ((points - points.mean(0)) ** 2).sum(1).mean()
+    assert result.entropy["conv"] == pytest.approx(reference.kde_entropy(flat(gates["conv"]), 0.3 * variance), abs=1e-6)
+
+
+def test_suffix_entropies_fall_with_depth(network):
+    gates, _ = network
+    suffixes = list(transformation_complexity(gates).suffix_entropy.values())
+    assert suffixes == sorted(suffixes, reverse=True)
+
+
+def test_a_single_layer_is_its_own_joint(network):
+    gates, labels = network
+    result = transformation_complexity({"conv": gates["conv"]}, labels)
+    assert result.joint_entropy == result.entropy["conv"] == result.suffix_entropy["conv"]
+    assert result.joint_class_information == result.class_information["conv"]
+
+
+def test_packed_gates_give_the_same(network):
+    gates, labels = network
+    packed = {name: PackedGates.pack(layer) for name, layer in gates.items()}
+    plain = transformation_complexity(gates, labels)
+    result = transformation_complexity(packed, labels)
+    assert result.entropy == plain.entropy
+    assert result.joint_total_correlation == plain.joint_total_correlation
+    assert all(torch.equal(result.activation_rates[name], plain.activation_rates[name]) for name in gates)
+
+
+def test_order_of_the_samples_does_not_matter(network):
+    gates, labels = network
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    shuffled = transformation_complexity({name: layer[order] for name, layer in gates.items()}, labels[order])
+    plain = transformation_complexity(gates, labels)
+    assert shuffled.joint_entropy == pytest.approx(plain.joint_entropy, abs=1e-12)
+    assert shuffled.joint_class_information == pytest.approx(plain.joint_class_information, abs=1e-12)
+    assert shuffled.joint_total_correlation == pytest.approx(plain.joint_total_correlation, abs=1e-12)
+
+
+def test_labels_may_be_any_integers(network):
+    gates, labels = network
+    renamed = transformation_complexity(gates, 1000 - 7 * labels)
+    assert renamed.class_information == transformation_complexity(gates, labels).class_information
+
+
+def test_class_information_of_gates_that_are_the_class():
+    labels = torch.arange(32) % 4
+    gates = {"a": torch.nn.functional.one_hot(labels).bool()}
+    result = transformation_complexity(gates, labels, alpha=0.001)
+    assert result.class_information["a"] == pytest.approx(2.0)  # H(Y) = log2 4
+    assert result.conditional["a"] == 0.0
+
+
+@pytest.mark.parametrize("bandwidth", ["dim", "variance"])
+def test_equal_gates_have_no_entropy(bandwidth):
+    labels = torch.arange(12) % 3
+    result = transformation_complexity({"a": torch.ones(12, 5, dtype=torch.bool)}, labels, bandwidth=bandwidth)
+    assert result.joint_entropy == result.entropy["a"] == result.saturation["a"] == result.joint_saturation == 0.0
+    assert result.joint_class_information == 0.0
+    assert result.total_correlation["a"] == 0.0
+
+
+def test_one_sample_has_no_entropy_and_no_saturation():
+    result = transformation_complexity({"a": torch.tensor([[True, False]])}, torch.tensor([3]))
+    assert (result.joint_entropy, result.joint_saturation, result.joint_class_information) == (0.0, 0.0, 0.0)
+
+
+def test_one_class_tells_nothing(network):
+    gates, _ = network
+    result = transformation_complexity(gates, torch.zeros(40, dtype=torch.int64))
+    assert result.joint_class_information == 0.0
+
+
+def test_all_different_saturates():
+    gates = torch.eye(16, dtype=torch.bool)
+    assert transformation_complexity({"a": gates}, alpha=1e-4).saturation["a"] == pytest.approx(1.0)
+
+
+def test_without_labels_and_total_correlation(network):
+    gates, _ = network
+    result = transformation_complexity(gates, total_correlation=False)
+    assert (result.conditional, result.class_information, result.total_correlation) == ({}, {}, {})
+    assert result.joint_class_information is None
+    assert result.joint_total_correlation is None
+
+
+def test_zero_bandwidth_counts_equal_samples():
+    # Two pairs of equal samples: 1 bit.
+    distances = torch.tensor([[0, 0, 5, 5], [0, 0, 5, 5], [5, 5, 0, 0], [5, 5, 0, 0]])
+    assert float(kde_entropy(distances, 0.0)) == 1.0
+
+
+def test_a_bandwidth_too_small_for_a_number_is_zero():
+    distances = torch.tensor([[0, 0, 5, 5], [0, 0, 5, 5], [5, 5, 0, 0], [5, 5, 0, 0]])
+    assert float(kde_entropy(distances, 1e-310)) == float(kde_entropy(distances, 1e-299)) == 1.0
+
+
+def test_pairwise_hamming_on_paper():
+    gates = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+    assert pairwise_hamming(gates).tolist() == [[0, 1, 2], [1, 0, 3], [2, 3, 0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gates": {}}, "no layer of gates was given"),
+        ({"gates": {"a": torch.zeros(2, 3)}}, r"layer 'a': gates are torch\.float32; expected torch\.bool"),
+        ({"gates": {"a": torch.zeros(0, 3, dtype=torch.bool)}}, "layer 'a' has no samples"),
+        ({"gates": {"a": torch.zeros(3, 0, dtype=torch.bool)}}, r"layer 'a': gates of shape \(3, 0\) are none"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels have shape \(3,\); expected \(40,\)"),
+        ({"labels": torch.zeros(40)}, r"labels are torch\.float32; expected integer classes"),
+        ({"bandwidth": "silverman"}, "unknown bandwidth 'silverman'; allowed: dim, variance"),
+        ({"alpha": 0.0}, "alpha of 'every layer' is 0.0; expected a number > 0"),
+        ({"alpha": {"conv": 0.1, "linear": -1.0}}, "alpha of 'linear' is -1.0"),
+        ({"alpha": {"conv": 0.1}}, "no alpha for layer 'linear'; there are alphas for conv"),
+    ],
+)
+def test_bad_input_is_named(network, change, message):
+    gates, labels = network
+    arguments = {"gates": gates, "labels": labels} | change
+    with pytest.raises((ValueError, TypeError), match=message):
+        transformation_complexity(**arguments)
+
+
+def test_layers_with_different_samples_are_named(network):
+    gates, _ = network
+    with pytest.raises(ValueError, match="layer 'linear' has 39 samples, layer 'conv' has 40"):
+        transformation_complexity({"conv": gates["conv"], "linear": gates["linear"][1:]})
+
+
+@pytest.mark.parametrize(
+    ("distances", "bandwidth", "message"),
+    [
+        (torch.zeros(2, 3), 1.0, r"shape \(2, 3\); expected \(n, n\)"),
+        (torch.zeros(0, 0), 1.0, "expected"),
+        (torch.full((2, 2), float("nan")), 1.0, "NaN among the distances"),
+        (torch.zeros(2, 2), -1.0, "bandwidth is -1.0; expected a variance >= 0"),
+        (torch.zeros(2, 2), float("nan"), "bandwidth is nan"),
+    ],
+)
+def test_bad_distances_are_named(distances, bandwidth, message):
+    with pytest.raises(ValueError, match=message):
+        kde_entropy(distances, bandwidth)

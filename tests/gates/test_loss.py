@@ -1,0 +1,571 @@
+import gc
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import multiprocessing, nn
+from torch.utils.checkpoint import checkpoint
+
+from netprism.gates.loss import ComplexityLoss
+
+NARROW = (8, 8)
+BATCH = 6
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def inputs(seed=0, batch=BATCH):
+    return torch.randn(batch, 5, generator=generator(seed))
+
+
+class Net(nn.Module):
+    """fc1, a ReLU module in place, fc2, a functional ReLU, fc3."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(5, 7), nn.Linear(7, 4), nn.Linear(4, 2)
+        self.relu1 = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.fc3(F.relu(self.fc2(self.relu1(self.fc1(x)))))
+
+    def gate_inputs(self, x):
+        first = self.fc1(x)
+        return first, self.fc2(first.relu())
+
+
+def seen(net, x, **options):
+    loss = ComplexityLoss(net, widths=NARROW, **options)
+    with loss.watch():
+        net(x)
+    return loss
+
+
+def energies(loss):
+    return list(loss._energies.values())
+
+
+def test_is_the_sum_over_layers_of_the_mean_surprise():
+    net = Net()
+    loss = seen(net, inputs())
+    value = loss()
+    assert loss.layers == ("relu1", ":relu#0")
+    expected = 0.0
+    for energy, x in zip(energies(loss), net.gate_inputs(inputs()), strict=True):
+        expected -= energy.log_prob_unnormalized(torch.sigmoid(100 * x)).mean().item()
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.report["complexity"] == value
+    assert value.item() == pytest.approx(sum(loss.report[f"energy/{layer}"].item() for layer in loss.layers))
+
+
+def test_with_closed_form_gates():
+    # One unit, inputs 0: soft gates .5 and log q = log .5 whatever p is; the prior alone.
+    net = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    nn.init.zeros_(net[0].bias)
+    assert seen(net, torch.zeros(3, 1), prior_only=True)().item() == pytest.approx(math.log(2))
+
+
+def test_the_gradient_goes_through_the_soft_gates_and_nothing_else():
+    net = Net()
+    loss = seen(net, inputs())
+    loss().backward()
+    got = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    assert set(got) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    net.zero_grad()
+    frozen = [energy.requires_grad_(False) for energy in energies(loss)]
+    terms = [
+        -energy.log_prob_unnormalized(torch.sigmoid(100 * x)).mean()
+        for energy, x in zip(frozen, net.gate_inputs(inputs()), strict=True)
+    ]
+    sum(terms).backward()
+    for name, gradient in got.items():
+        assert torch.allclose(gradient, net.get_parameter(name).grad, rtol=1e-4, atol=1e-6), name
+
+
+def test_the_network_and_the_energies_teach_each_other_nothing_by_accident():
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+    loss = seen(net, inputs())
+    value = loss()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)), "the network is frozen"
+    assert all(p.grad is None for p in net.parameters())
+    fitted = [p.detach().clone() for energy in energies(loss) for p in energy.parameters()]
+    value.backward()
+    after = [p for energy in energies(loss) for p in energy.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(fitted, after, strict=True))
+    assert all(p.grad is None for p in after)
+
+
+def test_the_energies_learn_with_each_call_in_train_mode_only():
+    net = Net()
+    loss = seen(net, inputs())
+    loss()
+    kept = [p.detach().clone() for p in energies(loss)[0].parameters()]
+    for mode, moves in ((False, False), (True, True)):
+        loss.train(mode)
+        with loss.watch():
+            net(inputs(1))
+        loss()
+        now = list(energies(loss)[0].parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(kept, now, strict=True)) == moves
+
+
+def test_lowers_the_surprise_of_the_gates():
+    net = Net()
+    loss = ComplexityLoss(net, prior_only=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    values = []
+    for step in range(60):
+        with loss.watch():
+            net(inputs(step, 32))
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert sum(values[-5:]) < 0.5 * sum(values[:5])
+
+
+def test_no_optimiser_of_the_network_meets_the_energies():
+    class Owner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+            self.complexity = ComplexityLoss(self.net, widths=NARROW)
+
+    owner = Owner()
+    with owner.complexity.watch():
+        owner.net(inputs())
+    owner.complexity()
+    assert set(owner.state_dict()) == {*(f"net.{key}" for key in Net().state_dict()), "complexity._extra_state"}
+    assert len(list(owner.parameters())) == 6
+    assert not owner.complexity.state_dict()["_extra_state"]["energies"]["relu1"]["net.0.weight"].requires_grad
+
+
+def train(net, loss, steps):
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in steps:
+        with loss.watch():
+            net(inputs(step))
+        optimizer.zero_grad()
+        (0.1 * loss()).backward()
+        optimizer.step()
+
+
+def test_goes_on_from_its_state_dict_to_the_bit(tmp_path):
+    whole = ComplexityLoss(Net(), widths=NARROW)
+    train(whole._model[0], whole, range(3))
+    torch.save(whole.state_dict(), tmp_path / "loss.pt")
+    other = ComplexityLoss(Net(), widths=NARROW)
+    other.load_state_dict(torch.load(tmp_path / "loss.pt", weights_only=True))
+    assert other.state_dict()["_extra_state"].keys() == whole.state_dict()["_extra_state"].keys(), "before any batch"
+    net = Net()
+    net.load_state_dict(whole._model[0].state_dict())
+    resumed = ComplexityLoss(net, widths=NARROW)
+    resumed.load_state_dict(other.state_dict())
+    train(whole._model[0], whole, range(3, 6))
+    train(net, resumed, range(3, 6))
+    for a, b in zip(energies(whole), energies(resumed), strict=True):
+        assert torch.equal(a.chains, b.chains)
+        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(whole._model[0].parameters(), net.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_other_layers_is_an_error():
+    state = seen_and_called(Net(), layers=[":relu"]).state_dict()
+    net = Net()
+    loss = ComplexityLoss(net, layers=["relu1"], widths=NARROW)
+    loss.load_state_dict(state)
+    with loss.watch():
+        net(inputs())
+    with pytest.raises(ValueError, match="energy models of the layers :relu#0; those chosen are relu1"):
+        loss()
+
+
+def seen_and_called(net, **options):
+    loss = seen(net, inputs(), **options)
+    loss()
+    return loss
+
+
+def test_an_in_place_relu_is_seen_before_it_overwrites():
+    plain = Net()
+    plain.relu1 = nn.ReLU()
+    values, gradients = [], []
+    for net in (Net(), plain):
+        value = seen(net, inputs())()
+        values.append(value.item())
+        gradients.append(torch.autograd.grad(value, net.fc1.weight)[0])
+    assert values[0] == values[1]
+    assert torch.equal(*gradients)
+
+
+def test_watching_changes_no_output_and_no_gradient():
+    net = Net()
+    expected = torch.autograd.grad(net(inputs()).square().sum(), list(net.parameters()))
+    loss = ComplexityLoss(net, widths=NARROW)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    with loss.watch():
+        out = net(inputs())
+    loss()
+    assert torch.equal(torch.get_rng_state(), before)
+    got = torch.autograd.grad(out.square().sum(), list(net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_several_passes_count_as_one_with_all_samples():
+    net = Net()
+    loss = ComplexityLoss(net, widths=NARROW)
+    with loss.watch():
+        net(inputs(1))
+        with torch.no_grad():
+            net(inputs(9))
+        net(inputs(2))
+    assert loss() == seen(net, torch.cat([inputs(1), inputs(2)]))()
+    assert loss.samples == 2 * BATCH
+
+
+class Checkpointed(Net):
+    reentrant = False
+
+    def forward(self, x):
+        hidden = checkpoint(lambda x: self.relu1(self.fc1(x)), x, use_reentrant=self.reentrant)
+        return self.fc3(F.relu(self.fc2(hidden)))
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for net in (Net(), Checkpointed()):
+        loss = ComplexityLoss(net, widths=NARROW)
+        with loss.watch():
+            out = net(inputs())
+        (out.square().mean() + loss()).backward()
+        gradients.append([p.grad for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_layers_in_reentrant_checkpointing_run_without_gradients():
+    net = Checkpointed()
+    net.reentrant = True
+    x = inputs().requires_grad_()
+    assert seen(net, x).layers == (":relu#0",)
+    with pytest.raises(ValueError, match="'relu1' runs without gradients.*use_reentrant=False"):
+        seen(net, x, layers=["relu1"])
+
+
+def test_swish_refuses_checkpointing():
+    with pytest.raises(ValueError, match="does not go with activation checkpointing"):
+        seen(Checkpointed(), inputs(), forward="swish")
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_no_tensor_stays_alive_without_a_backward_pass(called):
+    net, alive = Net(), []
+    loss = ComplexityLoss(net, widths=NARROW)
+    for _ in range(6):
+        with loss.watch():
+            net(inputs())
+        if called:
+            loss()
+        gc.collect()
+        alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert alive[2] == alive[-1]
+
+
+def test_passes_without_gradients_take_no_number():
+    net = nn.Sequential(nn.Linear(5, 4), relu := nn.ReLU(), nn.Linear(4, 5), relu)
+
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.net(x)
+            return self.net(x)
+
+    looking = seen(Looks(), inputs())
+    assert looking.layers == ("net.1", "net.1#1")
+    assert looking() == seen(net, inputs())()
+
+
+def test_a_layer_left_out_sends_no_nan():
+    net = Net()
+    loss = seen_and_called(net)
+    broken = inputs()
+    broken[0, 0] = float("nan")
+    with loss.watch():
+        net(broken)
+    gradients = torch.autograd.grad(loss(), [net.fc1.bias, net.fc2.bias])
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_value_without_gradients_in_eval_mode(trained):
+    net = Net()
+    loss = seen_and_called(net) if trained else ComplexityLoss(net, widths=NARROW)
+    fits = [energy.fits for energy in energies(loss)]
+    values = []
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        loss.eval()
+        with context():
+            with loss.watch():
+                net(inputs(3))
+            values.append(loss().item())
+    assert values[0] == values[1] == values[2]
+    assert trained or values[0] == pytest.approx(11 * math.log(2), rel=1e-3), "the prior of 7 + 4 gates"
+    assert [energy.fits for energy in energies(loss)] == fits
+    loss.train()
+    with loss.watch():
+        net(inputs())
+    assert loss().requires_grad
+
+
+def test_a_resumed_fit_takes_the_new_rate_and_refuses_other_models():
+    state = seen_and_called(Net(), energy_lr=0.1).state_dict()
+
+    def resumed(**options):
+        loss = ComplexityLoss(net := Net(), **({"widths": NARROW} | options))
+        loss.load_state_dict(state)
+        with loss.watch():
+            net(inputs())
+        loss()
+        return loss
+
+    assert resumed(energy_lr=1e-4)._optimizer.param_groups[0]["lr"] == 1e-4
+    for options in ({"widths": (4, 4)}, {"prior_only": True}, {"chains": 3}):
+        with pytest.raises(ValueError, match="energy model of layer 'relu1' does not fit: give the widths"):
+            resumed(**options)
+
+
+def test_a_checkpoint_from_before_the_loss_was_added():
+    owner = nn.Module()
+    owner.net = Net()
+    state = owner.state_dict()
+    owner.complexity = ComplexityLoss(owner.net, widths=NARROW)
+    owner.load_state_dict(state)
+
+
+def test_tokens_that_are_not_contiguous():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(5, 4)
+
+        def forward(self, x):
+            return F.relu(self.linear(x).transpose(1, 2))
+
+    assert seen(Tokens(), torch.randn(3, 6, 5, generator=generator()))().isfinite()
+
+
+def test_a_frozen_network_is_refused():
+    with pytest.raises(ValueError, match="no parameter that trains is before the gating layers relu1, :relu#0"):
+        seen(Net().requires_grad_(False), inputs())
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_swish_replaces_every_relu_in_the_block(in_place):
+    net = Net()
+    net.relu1 = nn.ReLU(inplace=in_place)
+    loss = ComplexityLoss(net, layers=-1, forward="swish", beta=2.0, widths=NARROW)
+    with loss.watch():
+        out = net(inputs())
+    first = net.fc1(inputs())
+    second = net.fc2(first * torch.sigmoid(2 * first))
+    expected = net.fc3(second * torch.sigmoid(2 * second))
+    assert torch.allclose(out, expected)
+    weights = list(net.parameters())
+    got = torch.autograd.grad(out.square().sum() + loss(), weights)
+    assert all(gradient.isfinite().all() for gradient in got)
+    for a, b in zip(torch.autograd.grad(expected.square().sum(), weights[-2:]), got[-2:], strict=True):
+        assert torch.allclose(a, b, rtol=1e-4)
+    assert torch.equal(net(inputs()), net.fc3(F.relu(net.fc2(F.relu(net.fc1(inputs()))))))  # outside: as it was
+
+
+def test_a_compiled_network_is_seen():
+    net = Net()
+    compiled = torch.compile(net, backend="eager")
+    compiled(inputs())
+    loss = ComplexityLoss(compiled, widths=NARROW)
+    with loss.watch():
+        compiled(inputs())
+    assert loss() == seen(Net(), inputs())()
+    assert loss.layers == ("relu1", ":relu#0")
+
+
+def test_energies_are_float32_under_autocast():
+    net = Net()
+    loss = ComplexityLoss(net, widths=NARROW)
+    with torch.autocast("cpu", torch.bfloat16):
+        with loss.watch():
+            out = net(inputs())
+        value = loss()
+    assert out.dtype == torch.bfloat16
+    assert value.dtype == torch.float32
+    assert all(p.dtype == torch.float32 for p in energies(loss)[0].parameters())
+    value.backward()
+    assert net.fc1.weight.grad.abs().sum() > 0
+
+
+def test_maps_tokens_and_single_numbers_have_energies():
+    class Shapes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(1, generator=generator()))
+
+        def forward(self, x):
+            for shape in ((4, 24), (4, 2, 3, 4), (4, 6, 4), (96,)):
+                x = F.gelu(x.view(shape) * self.weight)
+            return x
+
+    net = Shapes()
+    loss = ComplexityLoss(net, None, widths=NARROW)
+    with loss.watch():
+        net(torch.randn(4, 24, generator=generator()))
+    loss()
+    assert [energy.shape for energy in energies(loss)] == [(24,), (2, 3, 4), (24,), (1,)]
+
+
+def test_what_cannot_be_is_said_in_a_line():
+    net = Net()
+    loss = ComplexityLoss(net, widths=NARROW)
+    with pytest.raises(RuntimeError, match=r"no forward pass with gradients was seen: call the model inside watch"):
+        loss()
+    with pytest.raises(ValueError, match="no gating layer 'relu7'; there are: relu1, :relu#0"):
+        seen(net, inputs(), layers=["relu7"])
+    with pytest.raises(RuntimeError, match="saw no gate"):
+        seen(nn.Linear(5, 2), inputs())
+    for options, message in (
+        ({"beta": float("inf")}, "beta is inf; expected a number > 0"),
+        ({"energy_lr": float("nan")}, "energy_lr is nan; expected a number > 0"),
+        ({"l2": -1.0}, "l2 is -1.0; expected a number >= 0"),
+        ({"l2": float("nan")}, "l2 is nan; expected a number >= 0"),
+        ({"layers": []}, r"layers=\[\] chooses none"),
+        ({"widths": (8, 0)}, "widths of an energy model of gates .*: 0; expected a number >= 1"),
+        ({"layers": 0}, "layers=0 chooses none"),
+        ({"beta": 0}, "beta is 0; expected a number > 0"),
+        ({"energy_lr": -1.0}, "energy_lr is -1.0; expected a number > 0"),
+        ({"forward": "gelu"}, "unknown forward 'gelu'; allowed: relu, swish"),
+        ({"sampler": "gibbs"}, "unknown sampler 'gibbs'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ComplexityLoss(net, **options)
+
+
+def test_a_shape_that_changes_is_an_error():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    loss = ComplexityLoss(net, widths=NARROW)
+    for size in (8, 10):
+        with loss.watch():
+            net(torch.randn(2, 1, size, size))
+        if size == 8:
+            loss()
+    with pytest.raises(ValueError, match=r"gating layer '1' changed its shape from \(2, 6, 6\) to \(2, 8, 8\)"):
+        loss()
+
+
+def test_an_empty_batch_is_an_error():
+    with pytest.raises(ValueError, match=r"gating layer 'relu1' met an empty batch, of shape \(0, 7\)"):
+        seen(Net(), inputs(batch=0))
+
+
+def test_a_batch_of_one():
+    assert seen(Net(), inputs(batch=1))().isfinite()
+
+
+def test_what_is_not_finite_is_left_out_and_counted_and_then_stops():
+    net = Net()
+    loss = seen_and_called(net)
+    broken = inputs()
+    broken[0, 0] = float("nan")
+    with loss.watch():
+        net(broken)
+    assert loss() == 0
+    assert loss.report["skipped"] == 2  # both layers
+    with loss.watch():
+        net(inputs())
+    assert loss().isfinite(), "the energies have not learned the NaN"
+    with torch.no_grad():
+        energies(loss)[1].readout.weight.fill_(1e9)  # exploded
+    with loss.watch():
+        net(inputs())
+    value = loss()
+    assert value == loss.report["energy/relu1"]
+    assert torch.autograd.grad(value, net.fc2.weight)[0].abs().sum() == 0
+    with pytest.raises(FloatingPointError, match="layer ':relu#0' were not finite 1. times in a row; lower energy_lr"):
+        for _ in range(20):
+            with loss.watch():
+                net(inputs())
+            loss()
+
+
+def step(rank, processes, folder, steps=3):
+    """What the parameters, gradients and chains are after some steps of plain data parallelism, batches uneven."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=processes)
+    net = Net()
+    loss = ComplexityLoss(net, widths=NARROW, chains=16)
+    for number in range(steps):
+        own = inputs(number, 9)[slice(None) if processes == 1 else slice(0, 5) if rank == 0 else slice(5, 9)]
+        with loss.watch():
+            net(own)
+        gradients = torch.autograd.grad(loss(), list(net.parameters())[:4])
+        share = len(own) / 9
+        gradients = [gradient * share for gradient in gradients]
+        if processes > 1:
+            for gradient in gradients:
+                torch.distributed.all_reduce(gradient)
+    found = {"gradients": gradients, "energies": [e.state_dict() for e in energies(loss)]}
+    torch.save(found, f"{folder}/{processes}-{rank}.pt")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_gradients_and_energies_of_one_on_their_joint_batch(tmp_path):
+    step(0, 1, tmp_path)
+    multiprocessing.start_processes(partial(step, processes=2, folder=tmp_path), nprocs=2, start_method="fork")
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for ours, theirs in zip(first["gradients"], one["gradients"], strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+        assert theirs.abs().sum() > 0
+    for ours, other, theirs in zip(first["energies"], second["energies"], one["energies"], strict=True):
+        for key, value in theirs.items():
+            if isinstance(value, dict):
+                assert ours[key] == value == other[key]
+            elif key in ("chains", "rates"):
+                assert torch.equal(ours[key], value), key
+            else:
+                assert torch.equal(ours[key], other[key])
+                assert torch.allclose(ours[key], value, rtol=1e-4, atol=1e-6), key
+
+
+def test_with_half_precision_and_a_gradient_scaler_it_is_the_same_within_rounding():
+    def last_gradients(half):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+        complexity, optimizer = ComplexityLoss(net, layers=-2), torch.optim.SGD(net.parameters(), 0.01)
+        scaler = torch.amp.GradScaler("cpu", enabled=half)
+        for _ in range(3):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                with complexity.watch():
+                    logits = net(torch.randn(32, 20))
+                loss = logits.float().square().mean() + 0.01 * complexity()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        assert complexity.report["skipped"] == 0
+        return [parameter.grad for parameter in net.parameters()]
+
+    for full, half in zip(last_gradients(False), last_gradients(True), strict=True):
+        assert (full - half).norm() < 0.05 * full.norm()

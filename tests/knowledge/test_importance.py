@@ -1,0 +1,255 @@
+import math
+
+import pytest
+import torch
+from reference import regions as reference
+from torch.nn import functional as F
+
+from netprism.knowledge.importance import network_similarity, region_features, regional_importance
+from netprism.knowledge.points import knowledge_points
+from netprism.knowledge.region_projection import align_loss, fit_region_map, matching_regions, similarity_loss
+
+
+def planted(count=60, side=4, channels=16, classes=5, patches=3, seed=0):
+    """Maps of noise regions and, at random places, regions with the pattern of the class; confident logits."""
+    draws = torch.Generator().manual_seed(seed)
+    patterns = torch.randn(classes, channels, generator=draws)
+    labels = torch.arange(count) % classes
+    noise = torch.randn(count, side**2, channels, generator=draws)
+    mask = torch.rand(count, side**2, generator=draws).argsort(dim=1) < patches
+    features = torch.where(mask[..., None], patterns[labels][:, None] + 0.3 * noise, noise)
+    logits = 10 * F.one_hot(labels, classes) + 0.5 * torch.randn(count, classes, generator=draws)
+    return features.transpose(1, 2).unflatten(2, (side, side)), logits, mask, labels
+
+
+def area_under_roc(scores, positive):
+    """The probability that a positive has a higher score than a negative."""
+    above, below = scores[positive][:, None], scores[~positive]
+    return ((above > below).double() + 0.5 * (above == below)).mean().item()
+
+
+def steps_of(count, steps, others, seed):
+    """The documented draws: each step a random permutation's head."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(count, generator=generator)[:others].tolist() for _ in range(steps)]
+
+
+@pytest.mark.parametrize("kappa", [None, 40.0])
+def test_importance_is_that_of_the_whole_array_and_autograd(kappa):
+    draws = torch.Generator().manual_seed(1)
+    features = torch.randn(9, 6, 2, 3, generator=draws, dtype=torch.float64).relu() + 0.01
+    logits = torch.randn(9, 4, generator=draws, dtype=torch.float64) * 6
+    found = regional_importance(features, logits, concentration=kappa, steps=6, others=5, seed=3)
+    for sample in (0, 4, 8):
+        w, v = reference.importance(
+            features.flatten(2).transpose(1, 2), logits, sample, steps_of(9, 6, 5, 3), kappa=kappa or 12.0
+        )
+        assert torch.allclose(found.regions[sample], w, rtol=0, atol=1e-9)
+        assert torch.allclose(found.channels[sample], v, rtol=0, atol=1e-9)
+
+
+def test_importance_of_some_samples_is_their_importance_among_all():
+    features, logits, *_ = planted(count=20)
+    everything = regional_importance(features, logits)
+    some = torch.tensor([13, 2, 7])
+    for memory in (1, 2**28):
+        found = regional_importance(features, logits, of=some, memory=memory)
+        assert torch.allclose(found.regions, everything.regions[some], rtol=0, atol=1e-5)
+        assert torch.allclose(found.channels, everything.channels[some], rtol=0, atol=1e-5)
+
+
+def test_importance_sums_to_1_and_leaves_the_random_state_alone():
+    features, logits, *_ = planted(count=20)
+    before = torch.get_rng_state()
+    found = regional_importance(features, logits)
+    assert torch.equal(torch.get_rng_state(), before)
+    for weights in (found.regions, found.channels):
+        assert (weights >= 0).all()
+        assert torch.allclose(weights.sum(dim=1), torch.ones(20))
+
+
+@pytest.mark.parametrize(("channels", "side"), [(8, 4), (16, 4), (64, 4), (16, 8)])
+def test_importance_finds_planted_patterns(channels, side):
+    features, logits, mask, _ = planted(channels=channels, side=side)
+    assert area_under_roc(regional_importance(features, logits).regions, mask) > 0.99
+
+
+def test_the_papers_concentration_saturates_where_there_are_few_channels():
+    # kappa' = 1000 is 2 a channel for its 512 channels, and 62 for these 16
+    features, logits, mask, _ = planted(channels=16)
+    assert area_under_roc(regional_importance(features, logits, concentration=1000).regions, mask) < 0.6
+    features, logits, mask, _ = planted(channels=512, count=30)
+    assert area_under_roc(regional_importance(features, logits, concentration=1000, steps=10).regions, mask) > 0.95
+
+
+def test_one_region_has_all_importance():
+    for features in (torch.rand(8, 5), torch.rand(8, 5, 1), torch.rand(8, 5, 1, 1)):
+        found = regional_importance(features, torch.randn(8, 3))
+        assert torch.equal(found.regions, torch.ones(8, 1))
+
+
+def test_constant_and_dead_features_have_even_importance():
+    # Where all regions are alike there is no gradient that tells them apart.
+    for features in (torch.zeros(8, 5, 2, 2), torch.ones(8, 5, 2, 2)):
+        found = regional_importance(features, torch.randn(8, 3))
+        assert torch.allclose(found.regions, torch.full((8, 4), 0.25))
+
+
+@pytest.mark.parametrize(
+    ("features", "logits", "options", "message"),
+    [
+        (torch.full((5, 2, 2, 2), math.nan), torch.randn(5, 3), {}, "features have values that are NaN"),
+        (torch.rand(5, 2, 2, 2), torch.full((5, 3), math.inf), {}, "logits have values that are NaN or infinite"),
+        (torch.rand(5, 2, 2, 2), torch.randn(5, 3).softmax(1), {}, "logits are probabilities already"),
+        (torch.rand(5, 2, 2, 2), torch.randn(4, 3), {}, "features are of 5 samples and logits of 4"),
+        (torch.rand(5, 2, 2, 2, 2), torch.randn(5, 3), {}, r"features are \(5, 2, 2, 2, 2\); expected \(N, K, H, W\)"),
+        (
+            torch.rand(2, 2, 2, 2),
+            torch.randn(2, 3),
+            {},
+            "2 samples, steps 20, others 100; expected at least 3, 1 and 2",
+        ),
+        (torch.rand(5, 2, 2, 2), torch.randn(5, 3), {"others": 1}, "5 samples, steps 20, others 1"),
+    ],
+)
+def test_bad_input_of_importance_is_named(features, logits, options, message):
+    with pytest.raises(ValueError, match=message):
+        regional_importance(features, logits, **options)
+
+
+def test_large_maps_are_averaged_over_cells():
+    maps = torch.arange(16.0).view(1, 1, 4, 4)
+    assert region_features(maps, max_side=2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert region_features(maps, max_side=4).flatten().tolist() == list(range(16))
+    assert region_features(torch.rand(2, 3, 2, 8), max_side=4).shape == (2, 8, 3)
+    assert region_features(torch.rand(2, 3).bfloat16()).dtype == torch.float32
+
+
+def test_matching_regions_are_the_most_similar_ones():
+    regions = torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(0))
+    found = matching_regions(regions, memory=1000)
+    for i in range(5):
+        for j in range(5):
+            cosines = F.cosine_similarity(regions[i][:, None], regions[j][None], dim=2)
+            assert torch.equal(found[i, j].long(), cosines.argmax(dim=1))
+
+
+def random_case(count=6, regions=4, channels=5):
+    draws = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draws, dtype=torch.float64)
+
+    importance = torch.rand(count, regions, generator=draws, dtype=torch.float64)
+    importance /= importance.sum(dim=1, keepdim=True)
+    return (
+        normal(count, regions, 3),
+        normal(count, regions, channels),
+        importance,
+        normal(count, 4) * 5,
+        normal(count, 3),
+    )
+
+
+def test_losses_are_those_of_the_formulas():
+    projected, features, importance, logits, samples = random_case()
+    similarity, matches = network_similarity(logits), matching_regions(features)
+    for scale in (0.3, 3.0):
+        found = similarity_loss(scale * projected, matches, importance, similarity, kappa_max=100)
+        expected = reference.similarity_loss(scale * projected, features, importance, logits, kappa_max=100)
+        assert found.item() == pytest.approx(expected, rel=1e-9)
+    assert align_loss(projected, samples, importance).item() == pytest.approx(
+        reference.align_loss(projected, samples, importance), rel=1e-12
+    )
+
+
+def test_gradients_of_the_losses_are_right():
+    projected, features, importance, logits, samples = random_case(count=4, regions=2)
+    similarity, matches = network_similarity(logits), matching_regions(features)
+    projected.requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: similarity_loss(h, matches, importance, similarity), projected)
+    assert torch.autograd.gradcheck(lambda h: align_loss(h, samples, importance), projected)
+
+
+def test_regions_of_no_importance_have_no_gradient():
+    projected, features, importance, logits, samples = random_case()
+    importance[:, 1] = 0
+    projected.requires_grad_()
+    similarity, matches = network_similarity(logits), matching_regions(features)
+    matches[matches == 1] = 0  # nor are they what others are compared with
+    loss = similarity_loss(projected, matches, importance, similarity) + align_loss(projected, samples, importance)
+    (slope,) = torch.autograd.grad(loss, projected)
+    assert (slope[:, 1] == 0).all()
+    assert (slope[:, 0] != 0).all()
+
+
+def test_a_start_gives_the_directions_and_not_the_strength():
+    _, features, importance, logits, samples = random_case()
+    start = torch.randn(3, 5, dtype=torch.float64)
+    fits = [
+        fit_region_map(features, samples, importance, logits, start=scale * start, steps=1, learning_rate=1e-9).matrix
+        for scale in (1.0, 50.0)
+    ]
+    assert torch.allclose(*fits)
+    fresh = fit_region_map(features, samples, importance, logits, steps=1, learning_rate=1e-9).matrix
+    assert fits[0].norm().item() == pytest.approx(fresh.norm().item(), rel=1e-6)
+    assert F.cosine_similarity(fits[0].flatten(), start.flatten(), dim=0) > 0.999
+
+
+def test_posterior_of_knowledge_points_is_that_of_the_formula():
+    draws = torch.Generator().manual_seed(0)
+    h = torch.randn(2, 3, 3, generator=draws, dtype=torch.float64)
+    directions = F.normalize(torch.randn(4, 3, generator=draws, dtype=torch.float64), dim=1)
+    priors = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    found = knowledge_points(h, directions, priors, torch.tensor([0, 3]), strength=2.5)
+    scaled = h * 2.5 / h.norm(dim=2).mean()
+    for i in range(2):
+        for r in range(3):
+            expected = reference.posterior_3d(scaled[i, r], directions, priors, kappa_max=1000)
+            assert found.confidence[i, r].item() == pytest.approx(expected.max().item(), rel=1e-9)
+            assert found.classes[i, r] == expected.argmax()
+            assert found.mask[i, r] == (expected.max() > 0.4)
+            assert found.reliable[i, r] == ((expected.max() > 0.4) & (expected.argmax() == [0, 3][i]))
+    assert (found.points, found.reliable_points) == (int(found.mask.sum()), int(found.reliable.sum()))
+    assert found.ratio == found.reliable_points / found.points
+
+
+def test_regions_without_strength_are_no_knowledge_points():
+    for strength in (None, 1.0):
+        found = knowledge_points(
+            torch.zeros(2, 3, 3), torch.eye(3), torch.full((3,), 1 / 3), torch.tensor([0, 1]), strength=strength
+        )
+        assert (found.points, found.reliable_points) == (0, 0)
+        assert math.isnan(found.ratio)
+        assert torch.allclose(found.confidence, torch.full((2, 3), 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.tensor([0, 3])}, r"expected 2 labels in 0 to 2, got 2: \[0, 3\]"),
+        ({"tau": 0.2}, "tau is 0.2; expected at least 1 / C = 0.333 and less than 1"),
+        ({"strength": 0.0}, "strength is 0.0; expected a positive number"),
+        ({"regions": torch.full((2, 3, 3), math.nan)}, "negative or NaN"),
+        ({"directions": torch.eye(2)}, r"regions, directions and priors are \(2, 3, 3\), \(2, 2\), \(3,\)"),
+    ],
+)
+def test_bad_input_of_knowledge_points_is_named(change, message):
+    arguments = {
+        "regions": torch.rand(2, 3, 3), "directions": torch.eye(3), "priors": torch.full((3,), 1 / 3),
+        "labels": torch.tensor([0, 1]),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        knowledge_points(**(arguments | change))
+
+
+def test_knowledge_points_find_planted_patterns():
+    features, logits, mask, labels = planted(count=60, channels=64)
+    importance = regional_importance(features, logits).regions
+    # the sample projection of an ideal network: one direction for each class
+    directions = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, 0], [0, 0, -1]]), dim=1)
+    regions = region_features(features)
+    fitted = fit_region_map(regions, 3 * directions[labels], importance, logits, steps=100)
+    found = knowledge_points(fitted(regions), directions, torch.full((5,), 0.2), labels, strength=1.0)
+    assert area_under_roc(found.confidence, mask) > 0.95
+    assert found.reliable[mask].float().mean() > 0.9
