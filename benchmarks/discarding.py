@@ -80,7 +80,7 @@ class Timed(InformationDiscarding):
     """Writes down how long it takes, and when."""
 
     def __init__(self, **options):
-        super().__init__(at_start=False, **options)
+        super().__init__(measure_untrained=False, **options)
         self.clock, self.taken = [], []
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -94,13 +94,13 @@ class Timed(InformationDiscarding):
 
 def callback(epochs):
     for options in ({}, {"shown": 0}, {"products": 64, "shown": 0}):
-        probe = Timed(**options)
+        monitor = Timed(**options)
         trainer = pl.Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[probe],
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[monitor],
             enable_progress_bar=False, enable_model_summary=False, default_root_dir=tempfile.mkdtemp(),
         )  # fmt: skip
         trainer.fit(Classifier(ResNet(8, in_channels=1)), Digits())
-        (epoch, taken) = (min(times) for times in zip(*probe.taken, strict=True))
+        (epoch, taken) = (min(times) for times in zip(*monitor.taken, strict=True))
         print(f"callback {options}: {taken:.2f} s after an epoch of {epoch:.2f} s with validation, {taken / epoch:.0%}")
 
 

@@ -45,7 +45,7 @@ def main(samples=128, gates=3072, steps=5, repeats=30):
     optimizer = torch.optim.Adam(energy.parameters())
     for _ in range(3):
         optimizer.zero_grad()
-        energy.fit_loss(states).backward()
+        energy.contrastive_step(states).backward()
         optimizer.step()
     # torchebm: x - step_size * slope + sqrt(2 step_size) * noise, so its step is half of ours.
     peer = LangevinDynamics(Negated(energy), step_size=5e-4, clamp=(0.0, 1.0), device=device)

@@ -1,8 +1,8 @@
-"""What probes and analyses cost on one process, two and four, and what they send.
+"""What monitors and analyses cost on one process, two and four, and what they send.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
-Probes: a measurement of ResNet-20 on 32x32x3 images, smaller than by default so that the table is done in minutes.
+Monitors: a measurement of ResNet-20 on 32x32x3 images, smaller than by default so that the table is done in minutes.
 Analyses: an epoch with its validation on digits. One thread a process, gloo. Bytes: what all ranks together hand to
 collectives within it, gathers of objects included, a broadcast counted at its root; what DDP itself sends (gradients,
 BatchNorm buffers) goes past Python and is not among them. Memory: how far the peak of rank 0 lies above what it had at
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from probes import images
+from monitors import images
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
@@ -26,9 +26,9 @@ from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDisc
 from netprism.datamodules import Digits
 from netprism.lightning_modules import (
     Classifier,
+    ComplexityPenalizedClassifier,
     Disentangler,
     InputDecoder,
-    MinimumComplexityClassifier,
     RegionProjection,
     ReliableDisentangler,
     SampleProjection,
@@ -54,8 +54,8 @@ def net():
 
 ANALYSES = {  # module, digits to train on, batch of all processes
     "Classifier": (lambda: Classifier(net()), 512, 64),
-    "MinimumComplexityClassifier, widths 32, 64": (
-        lambda: MinimumComplexityClassifier(net(), widths=(32, 64)), 512, 64
+    "ComplexityPenalizedClassifier, widths 32, 64": (
+        lambda: ComplexityPenalizedClassifier(net(), widths=(32, 64)), 512, 64
     ),
     "Disentangler": (lambda: Disentangler(net(), "layer3", (4, 7), 1 / 16), 512, 64),
     "ReliableDisentangler": (lambda: ReliableDisentangler([net(), net()], "layer2", (4, 7), 1 / 8), 512, 64),
@@ -89,11 +89,11 @@ class Sent:
 class Meter(pl.Callback):
     """Writes down wall and CPU seconds, bytes and memory of this rank, of a measurement or of an epoch."""
 
-    def __init__(self, folder, probe=None):
-        self.folder, self.probe = folder, probe
-        if probe is not None:
-            measure = probe._measure
-            probe._measure = lambda *args, **options: self.metered(lambda: measure(*args, **options))
+    def __init__(self, folder, monitor=None):
+        self.folder, self.monitor = folder, monitor
+        if monitor is not None:
+            measure = monitor._measure
+            monitor._measure = lambda *args, **options: self.metered(lambda: measure(*args, **options))
 
     def metered(self, run):
         self.begin()
@@ -119,11 +119,11 @@ class Meter(pl.Callback):
         self.before = pages * resource.getpagesize()
 
     def on_train_epoch_start(self, trainer, pl_module):
-        if self.probe is None and trainer.current_epoch == 1:
+        if self.monitor is None and trainer.current_epoch == 1:
             self.begin()
 
     def on_train_end(self, trainer, pl_module):
-        if self.probe is None:
+        if self.monitor is None:
             self.end()
 
 
@@ -151,10 +151,10 @@ def rows(name, run):
 
 
 def measure(make, processes, folder):
-    probe = make(train_data=images(5000, seed=0), test_data=images(1000, seed=1))
-    probe.at_start = False
+    monitor = make(train_data=images(5000, seed=0), test_data=images(1000, seed=1))
+    monitor.measure_untrained = False
     data = DataLoader(images(128, seed=2), 32)
-    fit(Classifier(ResNet(20)), data, processes, [probe, Meter(folder, probe)], max_epochs=1, limit_val_batches=0)
+    fit(Classifier(ResNet(20)), data, processes, [monitor, Meter(folder, monitor)], max_epochs=1, limit_val_batches=0)
 
 
 def train(make, samples, batch_size, processes, folder):

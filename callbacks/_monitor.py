@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from netprism.callbacks._monitor_data import ProbeData, Split, probe_data
-from netprism.distributed import everywhere, in_one_line, is_known_everywhere, together
+from netprism.callbacks._monitor_data import MonitorData, Split, monitor_data
+from netprism.distributed import all_gather_object, in_one_line, is_reported, run_on_all_ranks
 from netprism.loggers import is_dry_run, publish
 
 T = TypeVar("T")
@@ -30,41 +30,48 @@ log = logging.getLogger(__name__)
 DRY_RUN_SAMPLES = 32
 
 
-class Probe(pl.Callback):
+class Monitor(pl.Callback):
     """Measures a network at the end of training epochs, and logs the same numbers on all ranks.
 
-    A subclass implements `measure`; it finds everything in eval mode, and in `sampling_modules` what may draw random
-    numbers in training (dropout, a VAE). Training goes on as if the probe had not run: random state, buffers
+    A subclass implements `measure`; it finds everything in eval mode, and in `stochastic_modules` what may draw random
+    numbers in training (dropout, a VAE). Training goes on as if the monitor had not run: random state, buffers
     (BatchNorm's running statistics), train and eval flags and `requires_grad` are put back, also when the measurement
     raises. Under DDP all ranks measure rank 0's network: the parameters are equal anyway, the buffers are made so.
 
     Args:
-        name: prefix of the logged keys; two probes of a kind need two names.
+        name: prefix of the logged keys; two monitors of a kind need two names.
         every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
-        at_start: also measure before the first step, logged as epoch -1.
+        measure_untrained: also measure before the first step, logged as epoch -1.
         on_error: "raise" ends the training; "warn" says it in a line, logs nothing, and tries again the next time.
     """
 
-    def __init__(self, name: str, every_n_epochs: int = 1, at_start: bool = True, on_error: OnError = "raise") -> None:
+    def __init__(
+        self, name: str, every_n_epochs: int = 1, measure_untrained: bool = True, on_error: OnError = "raise"
+    ) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs is {every_n_epochs}; expected a number >= 1")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; allowed: {', '.join(get_args(OnError))}")
-        self.name, self.every_n_epochs, self.at_start, self.on_error = name, every_n_epochs, at_start, on_error
-        self.sampling_modules: list[nn.Module] = []  # in train mode while training, but for normalisation
+        self.name, self.every_n_epochs, self.measure_untrained, self.on_error = (
+            name,
+            every_n_epochs,
+            measure_untrained,
+            on_error,
+        )
+        self.stochastic_modules: list[nn.Module] = []  # in train mode while training, but for normalisation
         self.history: list[dict[str, float]] = []  # one row a measurement: epoch, and the values without the prefix
-        self._data: dict[Split, ProbeData | None] = {}
+        self._data: dict[Split, MonitorData | None] = {}
 
     @property
     def state_key(self) -> str:
-        """Tells two probes of a kind apart in a checkpoint."""
+        """Tells two monitors of a kind apart in a checkpoint."""
         return f"{type(self).__qualname__}[{self.name}]"
 
     @abstractmethod
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """Returns what to log, without the prefix: the same keys and values on every rank.
 
-        It runs within `netprism.distributed.together`, which says how ranks are to talk so that an error hangs none.
+        It runs within `netprism.distributed.run_on_all_ranks`, which says how ranks are to talk so that an error hangs none.
         """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -83,7 +90,7 @@ class Probe(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures the untrained network. `log` would merge it with the first epoch, so the loggers get it directly."""
-        if self.at_start and trainer.global_step == 0:
+        if self.measure_untrained and trainer.global_step == 0:
             values = self._measure(trainer, pl_module, epoch=-1)
             for logger in trainer.loggers if values else []:
                 logger.log_metrics({**values, "epoch": -1}, step=0)
@@ -101,9 +108,9 @@ class Probe(pl.Callback):
         """What to log: nothing after an error that is not to end the training."""
         before = copy.deepcopy(self.state_dict()) if self.on_error == "warn" else {}
         try:
-            values = together(partial(self._measure_undisturbed, trainer, pl_module, epoch))
+            values = run_on_all_ranks(partial(self._measure_undisturbed, trainer, pl_module, epoch))
         except Exception as error:
-            if self.on_error == "raise" or not is_known_everywhere(error):
+            if self.on_error == "raise" or not is_reported(error):
                 raise
             self.load_state_dict(before)  # the ranks may have come to different points
             if trainer.is_global_zero:
@@ -115,19 +122,21 @@ class Probe(pl.Callback):
 
     def _measure_undisturbed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         with undisturbed(pl_module):
-            everywhere(None)  # all have come so far: nobody waits in a broadcast for one whose memory has run out
+            all_gather_object(
+                None
+            )  # all have come so far: nobody waits in a broadcast for one whose memory has run out
             _take_buffers_of_rank_0(pl_module)
-            self.sampling_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
+            self.stochastic_modules = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
             pl_module.eval()
             return self.measure(trainer, pl_module, epoch)
 
     def choose_data(
         self, trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None
-    ) -> ProbeData | None:
-        """The samples to look at, the same ones in every epoch; fewer in a dry run. See `probe_data`."""
+    ) -> MonitorData | None:
+        """The samples to look at, the same ones in every epoch; fewer in a dry run. See `monitor_data`."""
         if self._data.get(split) is None:  # validation may begin late
             wanted = min(samples, DRY_RUN_SAMPLES) if is_dry_run(trainer) else samples
-            data = probe_data(trainer, split, wanted, batch_size, seed, given)
+            data = monitor_data(trainer, split, wanted, batch_size, seed, given)
             if data is not None and len(data) < wanted:
                 rank_zero_info(f"{self.name}: {len(data)} {split} samples: {wanted} were asked for, there are no more")
             self._data[split] = data
@@ -163,7 +172,7 @@ class Probe(pl.Callback):
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Puts flags, buffers, `requires_grad` and all global random state back as they were, also after an exception.
 
-    What draws from a generator of its own (a data set's `np.random.default_rng`) goes on drawing: give a probe its own.
+    What draws from a generator of its own (a data set's `np.random.default_rng`) goes on drawing: give a monitor its own.
     """
     flags = [(m, m.training) for m in module.modules()]
     gradients = [(p, p.requires_grad) for p in module.parameters()]
@@ -234,19 +243,19 @@ def draws_random_numbers(run: Callable[[], object], device: torch.device) -> boo
     return any(not torch.equal(a, b) for a, b in zip(before, _random_state(device), strict=True))
 
 
-def check_finite(features: Mapping[str, Tensor], probe: str) -> None:
-    """Refuses features, by layer, from which no number of a probe would mean anything.
+def check_finite(features: Mapping[str, Tensor], monitor: str) -> None:
+    """Refuses features, by layer, from which no number of a monitor would mean anything.
 
     Raises:
         ValueError: NaN or infinite values, with the first such layer.
     """
     for layer, feature in features.items():
         if not feature.isfinite().all():
-            raise ValueError(f"{probe}: layer {layer!r} gives values that are NaN or infinite")
+            raise ValueError(f"{monitor}: layer {layer!r} gives values that are NaN or infinite")
 
 
 def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.Module]:
-    """What a probe calls, and the network whose names it logs.
+    """What a monitor calls, and the network whose names it logs.
 
     The names leave out the attribute that holds the network, where all parameters are in one: `layer1.0.relu` and not
     `net.layer1.0.relu`. A LightningModule without a `forward` of its own is passed by and its network called.

@@ -1,4 +1,4 @@
-"""The fixed samples that a probe looks at in every epoch, from our data modules or a stranger's data loaders."""
+"""The fixed samples that a monitor looks at in every epoch, from our data modules or a stranger's data loaders."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 
 
 @runtime_checkable
-class HasProbeData(Protocol):
+class HasMonitorDataset(Protocol):
     """A data module that knows its own images without augmentation, as `netprism.datamodules` do."""
 
-    def probe_dataset(self, split: Split) -> Dataset[Any]:
+    def monitor_dataset(self, split: Split) -> Dataset[Any]:
         """The split's samples as in evaluation."""
 
 
 @dataclass(frozen=True)
-class ProbeData:
+class MonitorData:
     """Chosen samples of a data set, in fixed batches.
 
     Batches and not samples go to the ranks: rank r of W takes batches r, r + W, ... A batch is then made of the same
@@ -54,13 +54,13 @@ class ProbeData:
         return self.collate([self.dataset[i] for i in self.batches[number][:size]])
 
 
-def probe_data(
+def monitor_data(
     trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None = None
-) -> ProbeData | None:
+) -> MonitorData | None:
     """Chooses samples, as many of each class, in a way that depends on the seed alone.
 
     Args:
-        trainer: whose data are meant: the data module's `probe_dataset` if it has one, else the data set behind the
+        trainer: whose data are meant: the data module's `monitor_dataset` if it has one, else the data set behind the
             first training or validation loader.
         split: "train" or "test"; a stranger's validation loader stands for the test set.
         samples: how many; all if there are fewer.
@@ -76,8 +76,8 @@ def probe_data(
     """
     dataset, collate = given, default_collate
     datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set in one of Lightning's connectors
-    if dataset is None and isinstance(datamodule, HasProbeData):
-        dataset = datamodule.probe_dataset(split)
+    if dataset is None and isinstance(datamodule, HasMonitorDataset):
+        dataset = datamodule.monitor_dataset(split)
     elif dataset is None:
         loaders = trainer.train_dataloader if split == "train" else trainer.val_dataloaders
         loader = next((loader for loader in _flatten(loaders) if isinstance(loader, DataLoader)), None)
@@ -86,10 +86,10 @@ def probe_data(
         dataset, collate = _behind(loader, split) if loader is not None else (None, collate)
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         found = "no DataLoader" if dataset is None else type(dataset).__name__
-        raise ValueError(f"a probe needs a data set with length and random access, found {found}; give {split}_data=")
+        raise ValueError(f"a monitor needs a data set with length and random access, found {found}; give {split}_data=")
     chosen = balanced_indices(targets_of(dataset), len(dataset), samples, seed)
     batches = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
-    data = ProbeData(dataset, batches, collate, seed)
+    data = MonitorData(dataset, batches, collate, seed)
     _warn_if_random(data, split)
     return data
 
@@ -184,11 +184,11 @@ def _behind(loader: DataLoader[Any], split: Split) -> tuple[Dataset[Any], Callab
     return loader.dataset, loader.collate_fn
 
 
-def _warn_if_random(data: ProbeData, split: Split) -> None:
+def _warn_if_random(data: MonitorData, split: Split) -> None:
     """Says that augmented (or mixed) samples are measured, where loading a batch twice gives two values."""
     first, second = (_first_tensor(replace(data, seed=data.seed + shift).load(0, 4)) for shift in (0, 1))
     if first is not None and second is not None and not torch.equal(first, second):
-        rank_zero_warn(f"the {split} data are augmented at random: give the probe {split}_data= without augmentation")
+        rank_zero_warn(f"the {split} data are augmented at random: give the monitor {split}_data= without augmentation")
 
 
 def _first_tensor(batch: object) -> Tensor | None:

@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from netprism.callbacks._monitor_data import ProbeData, targets_of
-from netprism.distributed import everywhere
+from netprism.callbacks._monitor_data import MonitorData, targets_of
+from netprism.distributed import all_gather_object
 from netprism.module_names import module_names
 
 
@@ -32,8 +32,8 @@ class Seen:
 
 
 def images_of_classes(
-    data: ProbeData, classes: int, each: int, batch_size: int, name: str
-) -> tuple[ProbeData, list[int]]:
+    data: MonitorData, classes: int, each: int, batch_size: int, name: str
+) -> tuple[MonitorData, list[int]]:
     """As many images of each of some classes, chosen at random by the seed of `data`; what is missing is said.
 
     Args:
@@ -41,7 +41,7 @@ def images_of_classes(
         classes: how many; all if there are fewer.
         each: images of a class; all if there are fewer.
         batch_size: of the result.
-        name: of the probe that says what is missing.
+        name: of the monitor that says what is missing.
 
     Returns:
         The images in random order, and the chosen classes, rising.
@@ -79,7 +79,7 @@ def gathered(own: Mapping[int, Seen], categories: Sequence[int], device: torch.d
     Raises:
         ValueError: logits that are not (N, C) with a C above all classes.
     """
-    batches = {number: batch for share in everywhere(own) for number, batch in share.items()}
+    batches = {number: batch for share in all_gather_object(own) for number, batch in share.items()}
     ordered, chosen = [batches[number] for number in sorted(batches)], torch.tensor(categories)
     shape = tuple(ordered[0].logits.shape)
     if len(shape) != 2 or shape[1] <= max(categories):
@@ -104,8 +104,8 @@ def last_linear(network: nn.Module) -> str:
     return names[-1]
 
 
-def sides_of(features: Tensor, max_side: int) -> tuple[int, int]:
+def sides_of(features: Tensor, max_grid: int) -> tuple[int, int]:
     """Rows and columns of the regions of a layer's features, as `region_features` makes them."""
     if features.ndim == 4:
-        return min(features.shape[2], max_side), min(features.shape[3], max_side)
+        return min(features.shape[2], max_grid), min(features.shape[3], max_grid)
     return 1, features[0, 0].numel()

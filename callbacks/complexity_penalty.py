@@ -11,20 +11,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from netprism.distributed import everywhere, own_part
+from netprism.distributed import all_gather_object, this_rank
 from netprism.figures import complexity_loss as figures
 from netprism.gates.loss import ComplexityLoss
 from netprism.loggers import publish
 
 
 class ComplexityPenalty(pl.Callback):
-    """Makes a network pay for the entropy of its gates: adds lambda_ * complexity to what `training_step` returns.
+    """Makes a network pay for the entropy of its gates: adds weight * complexity to what `training_step` returns.
 
-        trainer = Trainer(callbacks=[ComplexityPenalty(lambda_=1e-3)])
+        trainer = Trainer(callbacks=[ComplexityPenalty(weight=1e-3)])
 
     The module stays as it is: `training_step` is wrapped for the time of the training. Energy models, their optimiser
     and chains are the callback's own, so the network's weights, optimiser and checkpoint know nothing of them; in the
-    checkpoint they are part of the callback's state. With `lambda_=0` they learn and nothing else changes, to the bit.
+    checkpoint they are part of the callback's state. With `weight=0` they learn and nothing else changes, to the bit.
 
     | key, once per epoch | meaning | unit | better |
     | --- | --- | --- | --- |
@@ -48,7 +48,7 @@ class ComplexityPenalty(pl.Callback):
     clipping. Compiled modules run eagerly in the steps that are penalised.
 
     Args:
-        lambda_: weight of the complexity, >= 0; the paper tries 1e-5 to 1e-2. It is not scaled with every_n_steps.
+        weight: weight of the complexity, >= 0; the paper tries 1e-5 to 1e-2. It is not scaled with every_n_steps.
         layers: names of gating layers or of modules that hold them, or -4 for the last four.
         every_n_steps: add the loss, and fit the energy models, in every n-th optimiser step.
         warmup_steps: only fit the energy models in as many first steps.
@@ -61,19 +61,19 @@ class ComplexityPenalty(pl.Callback):
 
     def __init__(
         self,
-        lambda_: float = 1e-3,
+        weight: float = 1e-3,
         layers: list[str] | int | None = -4,
         every_n_steps: int = 1,
         warmup_steps: int = 0,
         losses: tuple[str, str] = ("train/loss", "val/loss"),
         **options: Any,
     ) -> None:
-        if not 0 <= lambda_ < float("inf"):
-            raise ValueError(f"lambda_ is {lambda_}; expected a weight >= 0")
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight is {weight}; expected a weight >= 0")
         for option, value, least in (("every_n_steps", every_n_steps, 1), ("warmup_steps", warmup_steps, 0)):
             if value < least:
                 raise ValueError(f"{option} is {value}; expected a number >= {least}")
-        self.lambda_, self.layers, self.losses = lambda_, layers, losses
+        self.weight, self.layers, self.losses = weight, layers, losses
         self.every_n_steps, self.warmup_steps, self.options = every_n_steps, warmup_steps, options
         self.loss = ComplexityLoss(nn.Identity(), layers, **options)  # refuses wrong options; setup makes the real one
         self.history: list[dict[str, float]] = []  # one row an epoch, without the prefix
@@ -127,14 +127,17 @@ class ComplexityPenalty(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Energy models with their optimiser and chains; the curves; the running epoch's sums of all processes."""
-        so_far = {"sums": everywhere(None if self._sums is None else self._sums.cpu()), "validated": self._validated}
+        so_far = {
+            "sums": all_gather_object(None if self._sums is None else self._sums.cpu()),
+            "validated": self._validated,
+        }
         return {"loss": self.loss.state_dict(), "history": self.history, **so_far}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a run was stopped, to the bit."""
         self.loss.load_state_dict(state_dict["loss"])
         self.history = state_dict["history"]
-        self._sums, self._validated = own_part(state_dict["sums"]), state_dict["validated"]
+        self._sums, self._validated = this_rank(state_dict["sums"]), state_dict["validated"]
 
     def _penalised(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: nn.Module, *args: Any, **kwargs: Any
@@ -150,13 +153,13 @@ class ComplexityPenalty(pl.Callback):
             return None
         complexity = self.loss()
         self._add_up()
-        if self.lambda_ == 0 or trainer.global_step < self.warmup_steps:
+        if self.weight == 0 or trainer.global_step < self.warmup_steps:
             return output
         if not isinstance(output, Mapping):
-            return output + self.lambda_ * complexity
+            return output + self.weight * complexity
         if "loss" not in output:  # Lightning has a message for that
             return output
-        return {**output, "loss": output["loss"] + self.lambda_ * complexity}
+        return {**output, "loss": output["loss"] + self.weight * complexity}
 
     def _add_up(self) -> None:
         values = [value for key, value in self.loss.report.items() if key != "skipped"]

@@ -16,12 +16,12 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import OnError, Probe, callable_and_network, check_finite
-from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
+from netprism.callbacks._monitor import Monitor, OnError, callable_and_network, check_finite
+from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels
 from netprism.components.disentangler import Disentanglers, check_orders, stage_widths
-from netprism.components.measures import ComponentMeter, Components, quantities
+from netprism.components.measures import ComponentMetric, Components, quantities
 from netprism.components.network_split import SplitNetwork
-from netprism.distributed import together
+from netprism.distributed import run_on_all_ranks
 from netprism.figures import components as figures
 from netprism.loggers import is_dry_run
 from netprism.module_names import module_names
@@ -50,7 +50,7 @@ class _Disentangled:
     approximate: Callable[[Tensor], list[Tensor]]
 
 
-class FeatureComponents(Probe):
+class FeatureComponents(Monitor):
     """Logs how much of a layer's feature so many ReLUs can make, and what these components are good for.
 
     In a training of `Disentangler` its own nets are measured. In any other, disentangler nets are distilled here from
@@ -86,7 +86,7 @@ class FeatureComponents(Probe):
         head: where the head is not found, names of the modules that make it.
         samples: images of each split, equally many of each class; all if there are fewer.
         every_n_epochs: also measure after every n-th epoch; None: after the last one only.
-        at_start: also measure before the first step, logged as epoch -1.
+        measure_untrained: also measure before the first step, logged as epoch -1.
         images: how many test images (training images without a test set) are shown.
         channels: which channels are shown, or how many of those with the largest variance.
         batch_size: images in a forward pass.
@@ -111,7 +111,7 @@ class FeatureComponents(Probe):
         head: list[str] | None = None,
         samples: int = 2000,
         every_n_epochs: int | None = None,
-        at_start: bool = False,
+        measure_untrained: bool = False,
         images: int = 3,
         channels: list[int] | int = 2,
         batch_size: int = 128,
@@ -122,7 +122,7 @@ class FeatureComponents(Probe):
         test_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, sys.maxsize if every_n_epochs is None else every_n_epochs, at_start, on_error)
+        super().__init__(name, sys.maxsize if every_n_epochs is None else every_n_epochs, measure_untrained, on_error)
         for option, value in (("samples", samples), ("batch_size", batch_size), ("steps", steps), ("images", images)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
@@ -163,18 +163,18 @@ class FeatureComponents(Probe):
         }
         train = data["train"]
         assert train is not None  # choose_data raises where there are none
-        disentangled = together(partial(self._disentangle, trainer, pl_module, train))
+        disentangled = run_on_all_ranks(partial(self._disentangle, trainer, pl_module, train))
         if self._nets is not None and dist.is_available() and dist.is_initialized():
             for tensor in self._nets.state_dict().values():  # the same already, but for rounding on a GPU
                 dist.broadcast(tensor, src=0)
         found: dict[str, Components] = {}
         for split, chosen in data.items():
             if chosen is not None:
-                meter = together(partial(self._count, trainer, pl_module, disentangled, chosen, split))
+                meter = run_on_all_ranks(partial(self._count, trainer, pl_module, disentangled, chosen, split))
                 meter.all_reduce()
                 found[split] = meter.compute()
         shown = data["test"] or train
-        self.maps = together(partial(self._show, trainer, pl_module, disentangled, shown))
+        self.maps = run_on_all_ranks(partial(self._show, trainer, pl_module, disentangled, shown))
         self.found = found
         return quantities(found)
 
@@ -191,7 +191,7 @@ class FeatureComponents(Probe):
         if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
             self.on_train_end(trainer, pl_module)
 
-    def _disentangle(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> _Disentangled:
+    def _disentangle(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData) -> _Disentangled:
         """The module's own nets, or ours after some steps of distillation."""
         if isinstance(pl_module, HasDisentanglers):
             return _Disentangled(pl_module.orders, pl_module.split, pl_module)
@@ -203,7 +203,7 @@ class FeatureComponents(Probe):
         return _Disentangled(self.orders, split, lambda x: nets(x.float()))
 
     def _distil(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: SplitNetwork, data: ProbeData
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: SplitNetwork, data: MonitorData
     ) -> Disentanglers:
         """Trains our nets, made here the first time; every rank on the same batches, with the same result."""
         steps = min(self.steps, 2) if is_dry_run(trainer) else self.steps
@@ -235,7 +235,12 @@ class FeatureComponents(Probe):
         return self._nets
 
     def _load(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, number: int, size: int | None = None
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        data: MonitorData,
+        number: int,
+        size: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """A batch on the network's device, in its precision."""
         inputs, labels = self.unpack(data.load(number, size))
@@ -248,11 +253,11 @@ class FeatureComponents(Probe):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         disentangled: _Disentangled,
-        data: ProbeData,
+        data: MonitorData,
         split: str,
-    ) -> ComponentMeter:
+    ) -> ComponentMetric:
         """What the meter has seen after this rank's batches."""
-        meter, cut = ComponentMeter(disentangled.orders), disentangled.split
+        meter, cut = ComponentMetric(disentangled.orders), disentangled.split
         for i, number in enumerate(self.progress(trainer, data.shard(trainer.global_rank, trainer.world_size), split)):
             x, labels = self._load(trainer, pl_module, data, number)
             with trainer.precision_plugin.forward_context():
@@ -267,7 +272,7 @@ class FeatureComponents(Probe):
 
     @torch.no_grad()
     def _show(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, disentangled: _Disentangled, data: ProbeData
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, disentangled: _Disentangled, data: MonitorData
     ) -> dict[str, Tensor]:
         """Some images, their features, and Phi^(l) `(orders, images, ...)`."""
         x, _ = self._load(trainer, pl_module, data, 0, self.images)

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from netprism.callbacks._monitor import (
+    Monitor,
     OnError,
-    Probe,
     callable_and_network,
     draws_random_numbers,
     forward,
     switched_to_train,
 )
-from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
-from netprism.distributed import everywhere, together
+from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels
+from netprism.distributed import all_gather_object, run_on_all_ranks
 from netprism.figures import gating_entropy as figures
 from netprism.gates.calls import check_kinds
 from netprism.gates.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
@@ -33,7 +33,7 @@ RATE_BINS = 20
 _SPLITS: dict[Split, str] = {"train": "", "test": "test_"}  # what the keys of a split have before the quantity
 
 
-class GatingEntropy(Probe):
+class GatingEntropy(Monitor):
     """Logs how much the gates of a network vary over images: the complexity of the transformation that it has learned.
 
     Works on any LightningModule and any network in it, in one process or many, with the same numbers.
@@ -60,7 +60,7 @@ class GatingEntropy(Probe):
     Args:
         samples: images of each split, equally many of each class as far as there are; all if there are fewer.
         every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
-        at_start: also measure before the first step, logged as epoch -1.
+        measure_untrained: also measure before the first step, logged as epoch -1.
         kinds: which gates, out of relu, max_pool, dropout.
         layers: names of gating layers or of modules that hold them; -4 for the last four; None for all.
         bandwidth: "dim" or "variance", see `netprism.gates.entropy.transformation_complexity`.
@@ -69,7 +69,7 @@ class GatingEntropy(Probe):
         total_correlation: whether to estimate TC, a third of the arithmetic.
         sampling: measure H with dropout and the like switched on, where the network has them; costs a second pass.
         batch_size: images in a forward pass; they are loaded in the training process.
-        seed: of the choice of images, of dropout masks in the probe, and of the TC estimate.
+        seed: of the choice of images, of dropout masks in the monitor, and of the TC estimate.
         name: prefix of the keys; give each of several instances its own.
         on_error: "raise" or "warn": whether an error ends the training, or costs this measurement and a line.
         train_data: a map-style data set to use in place of the trainer's training data.
@@ -82,7 +82,7 @@ class GatingEntropy(Probe):
         self,
         samples: int = 2000,
         every_n_epochs: int = 1,
-        at_start: bool = True,
+        measure_untrained: bool = True,
         kinds: tuple[str, ...] = ("relu",),
         layers: list[str] | int | None = None,
         bandwidth: Bandwidth = "dim",
@@ -97,7 +97,7 @@ class GatingEntropy(Probe):
         test_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start, on_error)
+        super().__init__(name, every_n_epochs, measure_untrained, on_error)
         for option, value in (("samples", samples), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
@@ -126,7 +126,7 @@ class GatingEntropy(Probe):
             complexity = self._complexity(trainer, pl_module, data, split)
             information = complexity.joint_entropy
             if self._samples_at_random(trainer, pl_module, data):
-                with switched_to_train(self.sampling_modules):
+                with switched_to_train(self.stochastic_modules):
                     # The same layers: train mode may have more, such as an auxiliary head.
                     complexity = self._complexity(trainer, pl_module, data, split, only=list(complexity.entropy))
             values |= {prefix + key: value for key, value in _values(complexity, information).items()}
@@ -152,20 +152,20 @@ class GatingEntropy(Probe):
         super().load_state_dict(state_dict)
         self.rates = state_dict["rates"]
 
-    def _samples_at_random(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> bool:
+    def _samples_at_random(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData) -> bool:
         """Whether the network draws random numbers in train mode, tried on one sample: the same on every rank."""
         if not self.sampling:
             return False
         inputs, _ = self.unpack(data.load(0, 1))
         draws, why_not = False, ""
         try:
-            with switched_to_train(self.sampling_modules):
+            with switched_to_train(self.stochastic_modules):
                 draws = draws_random_numbers(partial(forward, trainer, pl_module, inputs), pl_module.device)
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:  # say, a detector that asks for its targets
             why_not = str(error)
-        if failed := [why for why in everywhere(why_not) if why]:
+        if failed := [why for why in all_gather_object(why_not) if why]:
             rank_zero_warn(f"{self.name}: H without sampling, the network does not run in train mode ({failed[0]})")
             self.sampling = False
         return draws and not failed
@@ -174,18 +174,18 @@ class GatingEntropy(Probe):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        data: ProbeData,
+        data: MonitorData,
         split: Split,
         only: Sequence[str] | None = None,
     ) -> Complexity:
         """Every rank records its own batches, and computes on those of all."""
-        return together(partial(self._record, trainer, pl_module, data, split, only)).compute()
+        return run_on_all_ranks(partial(self._record, trainer, pl_module, data, split, only)).compute()
 
     def _record(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        data: ProbeData,
+        data: MonitorData,
         split: Split,
         only: Sequence[str] | None,
     ) -> TransformationComplexity:
@@ -213,7 +213,7 @@ class GatingEntropy(Probe):
             return self.alpha
         return {
             name: LINEAR_ALPHA
-            if layer.fed_by == "linear" or (layer.fed_by is None and len(layer.shape) == 1)
+            if layer.preceded_by == "linear" or (layer.preceded_by is None and len(layer.shape) == 1)
             else CONV_ALPHA
             for name, layer in record.layers.items()
         }

@@ -14,13 +14,13 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import OnError, Probe, buffers_kept, callable_and_network
-from netprism.callbacks._monitor_data import ProbeData, Split, inputs_and_labels
+from netprism.callbacks._monitor import Monitor, OnError, buffers_kept, callable_and_network
+from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sensitivity import jacobian_norms
 from netprism.discarding.sid import ALPHA, Method, strict_information_discarding
-from netprism.distributed import everywhere, together
+from netprism.distributed import all_gather_object, run_on_all_ranks
 from netprism.figures import discarding as figures
 from netprism.module_names import module_names
 from netprism.runs.checkpoints import read_training
@@ -56,7 +56,7 @@ def masks_of(batch: Any, size: tuple[int, int]) -> Tensor | None:  # noqa: ANN40
     return segment_mask(found, size) if found.dim() == 3 or (found.dim() == 4 and found.shape[1] == 1) else None
 
 
-class InformationDiscarding(Probe):
+class InformationDiscarding(Monitor):
     """Logs how much of its input each layer has forgotten, and whether that is background rather than object.
 
     Works on any LightningModule and any network in it, in one process or many, with the same numbers.
@@ -75,22 +75,22 @@ pixel before the layer notices | nat | to log max_sigma + C | |
     layer, in one colour scale. After the training `<log_dir>/figures/<name>_curves.png`.
 
     Cost of a measurement: for each layer images x products backward passes of one image, as far as the layer is from
-    the input; `scale_images` passes forward and back. 15 % of an epoch of ResNet-8 on digits, see docs/discarding.md.
+    the input; `num_scale_images` passes forward and back. 15 % of an epoch of ResNet-8 on digits, see docs/discarding.md.
 
     Args:
         layers: names of layers; None for the `tap_points` of a network of ours.
         images: how many to look at, equally many of each class as far as there are.
-        ru_decoders: {layer: decoder of its features}, or the checkpoint of an `InputDecoder` of this very network; RU
+        decoders: {layer: decoder of its features}, or the checkpoint of an `InputDecoder` of this very network; RU
             says something only as long as the network is the one that they were trained for.
         masks: (batch, (H, W)) -> bool `(N, 1, H, W)`, the objects, or None; by default :func:`masks_of`.
         method: "linear" or "optimized", see `netprism.discarding.strict_information_discarding`.
         every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
-        at_start: also measure before the first step, logged as epoch -1.
+        measure_untrained: also measure before the first step, logged as epoch -1.
         alpha: how far the features may move, as a share of their scale.
         share_channels: one sigma for a pixel and not for each of its channels.
         products: vector-Jacobian products for each image and layer. A single H_i is then known to 1 / sqrt(2 products),
             .25 nats for 8, and the mean far better: enough for curves; 64 for maps to be looked at closely.
-        scale_images: over how many images delta_f^2 is averaged; the measured ones are among them.
+        num_scale_images: over how many images delta_f^2 is averaged; the measured ones are among them.
         max_sigma: the cap of sigma, in units of the input.
         shown: how many of the images are in the pictures; 0: no pictures, which take about .3 s to draw.
         split: "test" or "train": which images; training images where there is no test set.
@@ -108,15 +108,15 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         self,
         layers: list[str] | None = None,
         images: int = 16,
-        ru_decoders: Mapping[str, nn.Module] | str | None = None,
+        decoders: Mapping[str, nn.Module] | str | None = None,
         masks: Callable[[Any, tuple[int, int]], Any] | None = None,
         method: Method = "linear",
         every_n_epochs: int = 1,
-        at_start: bool = True,
+        measure_untrained: bool = True,
         alpha: float = ALPHA,
         share_channels: bool = False,
         products: int = 8,
-        scale_images: int = 32,
+        num_scale_images: int = 32,
         max_sigma: float = 1.0,
         shown: int = 8,
         split: Split = "test",
@@ -127,15 +127,25 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start, on_error)
-        counts = {"images": images, "products": products, "scale_images": scale_images, "batch_size": batch_size}
+        super().__init__(name, every_n_epochs, measure_untrained, on_error)
+        counts = {
+            "images": images,
+            "products": products,
+            "num_scale_images": num_scale_images,
+            "batch_size": batch_size,
+        }
         for option, value in counts.items():
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
         if method not in get_args(Method):
             raise ValueError(f"unknown method {method!r}; allowed: {', '.join(get_args(Method))}")
-        self.layers, self.images, self.ru_decoders, self.masks = layers, images, ru_decoders, masks or masks_of
-        self.scale_images, self.split, self.batch_size, self.seed = max(images, scale_images), split, batch_size, seed
+        self.layers, self.images, self.decoders, self.masks = layers, images, decoders, masks or masks_of
+        self.num_scale_images, self.split, self.batch_size, self.seed = (
+            max(images, num_scale_images),
+            split,
+            batch_size,
+            seed,
+        )
         self.unpack, self.data = unpack, data
         self.options: dict[str, Any] = {"alpha": alpha, "method": method, "products": products, "max_sigma": max_sigma}
         self.share_channels, self.shown = share_channels, shown
@@ -143,10 +153,10 @@ pixel before the layer notices | nat | to log max_sigma + C | |
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""
         data = self._choose(trainer)
-        norms = _gather(together(partial(self._norms, trainer, pl_module, data)))
+        norms = _gather(run_on_all_ranks(partial(self._norms, trainer, pl_module, data)))
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
-        maps = _gather(together(partial(self._maps, trainer, pl_module, data, scale)))
-        values = together(partial(_means, maps))
+        maps = _gather(run_on_all_ranks(partial(self._maps, trainer, pl_module, data, scale)))
+        values = run_on_all_ranks(partial(_means, maps))
         if self.shown > 0:
             self.publish(trainer, partial(self._draw, maps), kind="maps", epoch=epoch)
         return values
@@ -161,16 +171,16 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         if self.history:
             self.publish(trainer, draw)
 
-    def _choose(self, trainer: pl.Trainer) -> ProbeData:
+    def _choose(self, trainer: pl.Trainer) -> MonitorData:
         """The images that give the scale; those to be measured come first."""
         splits: tuple[Split, ...] = (self.split, "train")
         for split in splits:
-            data = self.choose_data(trainer, split, self.scale_images, self.batch_size, self.seed, self.data)
+            data = self.choose_data(trainer, split, self.num_scale_images, self.batch_size, self.seed, self.data)
             if data is not None:
                 return data
         raise AssertionError("choose_data raises where there are no training images")
 
-    def _norms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> dict[int, Maps]:
+    def _norms(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData) -> dict[int, Maps]:
         """||J||_F^2 of all images, batch by batch."""
         model, layers = self._layers(pl_module)
         found: dict[int, Maps] = {}
@@ -182,7 +192,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         return found
 
     def _maps(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, scale: Mapping[str, float]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData, scale: Mapping[str, float]
     ) -> dict[int, Maps]:
         """Entropy maps of the images to be measured, batch by batch."""
         model, layers = self._layers(pl_module)
@@ -226,17 +236,17 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         return model, {name: f"{prefix}.{name}" if prefix else name for name in names}
 
     def _decoders(self, pl_module: pl.LightningModule) -> Mapping[str, nn.Module]:
-        if isinstance(self.ru_decoders, str):
+        if isinstance(self.decoders, str):
             # Not above: the analyses in there import callbacks in their turn.
             from netprism.lightning_modules import InputDecoder
 
             _, network = callable_and_network(pl_module)
-            read_training(self.ru_decoders)  # what is wrong with the file in one line; Lightning says it in pages
+            read_training(self.decoders)  # what is wrong with the file in one line; Lightning says it in pages
             trained = InputDecoder.load_from_checkpoint(
-                self.ru_decoders, teacher=copy.deepcopy(network), weights_only=True
+                self.decoders, teacher=copy.deepcopy(network), weights_only=True
             )
-            self.ru_decoders = {layer: trained.decoder(layer) for layer in trained.layers}
-        decoders = self.ru_decoders or {}
+            self.decoders = {layer: trained.decoder(layer) for layer in trained.layers}
+        decoders = self.decoders or {}
         _, layers = self._layers(pl_module)
         for layer in decoders:
             if layer not in layers:
@@ -244,7 +254,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         return decoders
 
     def _load(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData, number: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData, number: int
     ) -> tuple[Tensor, Tensor | None]:
         """Images of a batch on the network's device in its precision, and their masks."""
         batch = data.load(number)
@@ -278,6 +288,6 @@ def _means(maps: Maps) -> dict[str, float]:
 
 def _gather(own: dict[int, Maps]) -> Maps:
     """The batches of all ranks, put together in their order."""
-    batches = {number: maps for share in everywhere(own) for number, maps in share.items()}
+    batches = {number: maps for share in all_gather_object(own) for number, maps in share.items()}
     ordered = [batches[number] for number in sorted(batches)]
     return {key: torch.cat([maps[key] for maps in ordered]) for key in ordered[0]}

@@ -13,15 +13,15 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import OnError, Probe, callable_and_network, check_finite, forward
-from netprism.callbacks._monitor_data import ProbeData, inputs_and_labels, probe_data
+from netprism.callbacks._monitor import Monitor, OnError, callable_and_network, check_finite, forward
+from netprism.callbacks._monitor_data import MonitorData, inputs_and_labels, monitor_data
 from netprism.callbacks._region_data import Seen, gathered, images_of_classes, last_linear, sides_of
-from netprism.distributed import everywhere, together
+from netprism.distributed import all_gather_object, run_on_all_ranks
 from netprism.figures import knowledge as figures
 from netprism.knowledge.importance import region_features, shared_importance
 from netprism.knowledge.points import KnowledgePoints as Points
 from netprism.knowledge.points import knowledge_points
-from netprism.knowledge.region_projection import fit_region_map
+from netprism.knowledge.region_projection import fit_region_projection
 from netprism.knowledge.sample_projection import (
     Projection,
     descend,
@@ -35,7 +35,7 @@ from netprism.loggers import is_dry_run
 from netprism.taps import tap
 
 
-class KnowledgePoints(Probe):
+class KnowledgePoints(Monitor):
     """Counts the regions of images that decide for a category by themselves, and those that decide rightly.
 
     After each epoch sample features (what goes into the last fully connected layer) and the regional features of some
@@ -55,7 +55,7 @@ class KnowledgePoints(Probe):
     Cost of a measurement and layer, N images of R regions with K channels: `others` * 40 K N R^2 multiply-adds for the
     importance, shared by the processes, K N^2 R^2 for the matches, and some 50 B^2 R d' for each of `steps` (B = 64):
     a tenth of the epoch of ResNet-20 on 50 000 images, hence every fifth epoch by default; see docs/scaling.md.
-    Memory: 4 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB. Layers of more than `max_side` x `max_side`
+    Memory: 4 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB. Layers of more than `max_grid` x `max_grid`
     positions are averaged to so many.
 
     Args:
@@ -64,10 +64,10 @@ class KnowledgePoints(Probe):
         classes: how many classes, drawn at random where there are more; all if there are fewer, which is said.
         tau: the least confidence of a knowledge point, at least 1 / classes.
         every_n_epochs: measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
-        at_start: also measure before the first step, logged as epoch -1.
+        measure_untrained: also measure before the first step, logged as epoch -1.
         reference: the layer whose mean strength all get; None: the last of `layers`.
         head: the layer that makes the logits; None: the last `nn.Linear`.
-        max_side: rows and columns of regions, at most.
+        max_grid: rows and columns of regions, at most.
         steps: of Adam on the projection of a layer's regions.
         others: images that each is compared with in a step of its regions' importance. The paper has 100; counts and
             ratios of six seeds spread as much with 20, at a fifth of the cost.
@@ -92,10 +92,10 @@ class KnowledgePoints(Probe):
         classes: int = 10,
         tau: float = 0.4,
         every_n_epochs: int = 5,
-        at_start: bool = True,
+        measure_untrained: bool = True,
         reference: str | None = None,
         head: str | None = None,
-        max_side: int = 8,
+        max_grid: int = 8,
         steps: int = 100,
         others: int = 20,
         batch_size: int = 128,
@@ -105,8 +105,8 @@ class KnowledgePoints(Probe):
         train_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, at_start, on_error)
-        least = {"images_per_class": 1, "classes": 2, "max_side": 1, "steps": 1, "others": 2, "batch_size": 1}
+        super().__init__(name, every_n_epochs, measure_untrained, on_error)
+        least = {"images_per_class": 1, "classes": 2, "max_grid": 1, "steps": 1, "others": 2, "batch_size": 1}
         for option, low in least.items():
             if locals()[option] < low:
                 raise ValueError(f"{option} is {locals()[option]}; expected a number >= {low}")
@@ -119,7 +119,7 @@ class KnowledgePoints(Probe):
             )
         self.reference, self.head = reference or self.layers[-1], head
         self.images_per_class, self.classes, self.tau = images_per_class, classes, tau
-        self.max_side, self.steps, self.others = max_side, steps, others
+        self.max_grid, self.steps, self.others = max_grid, steps, others
         self.batch_size, self.seed, self.train_data, self.unpack = batch_size, seed, train_data, unpack
         self.categories: list[int] = []  # the chosen classes
         self.projection: dict[str, Tensor] = {}  # of the samples, its state after the last measurement
@@ -137,10 +137,10 @@ class KnowledgePoints(Probe):
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         """The table above."""
-        data = together(partial(self._choose, trainer))
-        own = together(partial(self._look, trainer, pl_module, data))
-        self.sides = everywhere(self.sides)[0]  # a rank without images has seen no layer
-        seen = together(partial(gathered, own, self.categories, pl_module.device))
+        data = run_on_all_ranks(partial(self._choose, trainer))
+        own = run_on_all_ranks(partial(self._look, trainer, pl_module, data))
+        self.sides = all_gather_object(self.sides)[0]  # a rank without images has seen no layer
+        seen = run_on_all_ranks(partial(gathered, own, self.categories, pl_module.device))
         try:
             projection = self._project(seen, trainer.is_global_zero)
         except ValueError as error:  # a network whose features have collapsed trains on, and has no knowledge points
@@ -187,18 +187,18 @@ class KnowledgePoints(Probe):
         self.projection, self.matrices = state_dict["projection"], state_dict["matrices"]
         self.frames = state_dict["frames"]
 
-    def _choose(self, trainer: pl.Trainer) -> ProbeData:
+    def _choose(self, trainer: pl.Trainer) -> MonitorData:
         """The images, the same ones in every epoch."""
         known = self._data.get("train")
         if known is None:
-            data = probe_data(trainer, "train", sys.maxsize, self.batch_size, self.seed, self.train_data)
+            data = monitor_data(trainer, "train", sys.maxsize, self.batch_size, self.seed, self.train_data)
             assert data is not None  # only "test" may be missing
             each = min(self.images_per_class, 3) if is_dry_run(trainer) else self.images_per_class
             known, self.categories = images_of_classes(data, self.classes, each, self.batch_size, self.name)
             self._data["train"] = known
         return known
 
-    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: ProbeData) -> dict[int, Seen]:
+    def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData) -> dict[int, Seen]:
         """What the network makes of this process's batches."""
         _, network = callable_and_network(pl_module)
         head = self.head or last_linear(network)
@@ -217,14 +217,14 @@ class KnowledgePoints(Probe):
                 self.images = inputs[: figures.IMAGES].detach().float().cpu()
             self._note_sides(features)
             check_finite(features, self.name)
-            regions = {layer: region_features(features[layer].float(), self.max_side).cpu() for layer in self.layers}
+            regions = {layer: region_features(features[layer].float(), self.max_grid).cpu() for layer in self.layers}
             seen[number] = Seen(regions, samples[head].flatten(1).float().cpu(), logits[head].float().cpu(), labels)
         return seen
 
     def _note_sides(self, features: dict[str, Tensor]) -> None:
         if self.sides:
             return
-        self.sides = {layer: sides_of(features[layer], self.max_side) for layer in self.layers}
+        self.sides = {layer: sides_of(features[layer], self.max_grid) for layer in self.layers}
         for layer in (layer for layer, sides in self.sides.items() if sides == (1, 1)):
             rank_zero_warn(f"{self.name}: layer {layer!r} has one region, the whole image")
 
@@ -255,8 +255,8 @@ class KnowledgePoints(Probe):
         regions = seen.regions[layer]
         importance = shared_importance(regions, seen.logits, others=self.others, seed=self.seed)
         start, steps = self.matrices.get(layer), 2 if is_dry_run(trainer) else self.steps
-        fit = partial(fit_region_map, regions, samples, importance, seen.logits)
-        fitted = together(partial(fit, start=start, steps=steps, seed=self.seed))
+        fit = partial(fit_region_projection, regions, samples, importance, seen.logits)
+        fitted = run_on_all_ranks(partial(fit, start=start, steps=steps, seed=self.seed))
         matrix: Tensor = trainer.strategy.broadcast(fitted.matrix.detach())  # sums on a GPU may differ in the last bit
         fitted.matrix.copy_(matrix)
         self.matrices[layer] = matrix.cpu()

@@ -1,4 +1,4 @@
-"""Data sets, one LightningDataModule each; every one has `num_classes`, `shape` and `probe_dataset(split)`."""
+"""Data sets, one LightningDataModule each; every one has `num_classes`, `shape` and `monitor_dataset(split)`."""
 
 from netprism.datamodules.base import ImageDataModule
 from netprism.datamodules.cifar10 import CIFAR10

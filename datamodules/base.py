@@ -1,4 +1,4 @@
-"""The common part of all data modules: a seeded subset, a seeded order for every epoch, plain images for the probes."""
+"""The common part of all data modules: a seeded subset, a seeded order for every epoch, plain images for the monitors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from netprism.datamodules.order import Draw, EpochSampler, ResumableLoader
+from netprism.datamodules.order import EpochSampler, ResumableLoader, SeededIndex
 
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
@@ -58,7 +58,7 @@ class ImageTensors:
 class ImageSubset(Dataset[tuple[Tensor, int]]):
     """Some images of a data set, each transformed when it is read.
 
-    For an index that is a `Draw`, torch's random state is the one of its seed while the image is transformed, and put
+    For an index that is a `SeededIndex`, torch's random state is the one of its seed while the image is transformed, and put
     back after: a random transform gives the same image in one process or many, with any number of workers.
 
     Args:
@@ -79,7 +79,7 @@ class ImageSubset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.source[int(self.indices[index])]
-        if not isinstance(index, Draw):
+        if not isinstance(index, SeededIndex):
             return self.transform(image), label
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(index.seed)
@@ -101,7 +101,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train_samples: train on a random subset of this many images; None for all. With the same seed, a smaller subset
             is part of a larger one.
         augment: vary the training images at random, in a way that depends on `seed`, epoch and image alone. Test images
-            and those of `probe_dataset` are never varied.
+            and those of `monitor_dataset` are never varied.
         num_workers: processes that read images; 0 reads them in the training process, enough for images in memory.
         seed: of the subset and of the order of the training images.
         download: fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule, ABC):
         for split in get_args(Split) if stage == "fit" else ("test",):
             self._dataset(split)
 
-    def probe_dataset(self, split: Split) -> ImageSubset:
+    def monitor_dataset(self, split: Split) -> ImageSubset:
         """The training images in use or the test images, normalised as in evaluation and never augmented.
 
         Args:

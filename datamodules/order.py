@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 T = TypeVar("T")
 
 
-class Draw(int):
+class SeededIndex(int):
     """The index of a sample that knows the seed of whatever is drawn for it, such as its augmentation."""
 
     seed: int
 
     @classmethod
-    def of(cls, index: int, seed: int) -> "Draw":
+    def of(cls, index: int, seed: int) -> "SeededIndex":
         """The index with its seed."""
         draw = cls(index)
         draw.seed = seed
@@ -29,7 +29,7 @@ class EpochSampler(DistributedSampler[int]):
 
     The global random state is neither read nor changed, so an interrupted run finds the orders of an uninterrupted one.
     Process r of W takes the positions r, r + W, ... of the order, starting again from its front until all have equally
-    many: together they take the batches that one process with W times the batch size would. Each index is a `Draw`
+    many: together they take the batches that one process with W times the batch size would. Each index is a `SeededIndex`
     whose seed belongs to seed, epoch and position: the same for any number of processes and of workers.
 
     Lightning calls `set_epoch`. In a loop that never does, each pass is the next epoch.
@@ -62,7 +62,7 @@ class EpochSampler(DistributedSampler[int]):
         order = torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
         first, self.start = self.rank + self.start * self.num_replicas, 0
         self.epoch += 1
-        return islice(cycle(map(Draw.of, order, seeds)), first, self.total_size, self.num_replicas)
+        return islice(cycle(map(SeededIndex.of, order, seeds)), first, self.total_size, self.num_replicas)
 
 
 class ResumableLoader(DataLoader[T]):

@@ -108,7 +108,7 @@ class Shapes(ImageDataModule):
     classes. Nor do they tell the object from the ground: both have a random colour, at least .3 apart in each channel,
     a random grating and noise. All is a function of `seed` and the split; `root` and `download` are not used.
 
-    `probe_dataset` gives (image, label, mask), the exact segment of the object as bool (H, W), and has `masks` and
+    `monitor_dataset` gives (image, label, mask), the exact segment of the object as bool (H, W), and has `masks` and
     `boxes` of all its images; batches for training and validation are (images, labels).
 
     Args:
@@ -148,9 +148,9 @@ class Shapes(ImageDataModule):
         images, masks = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return SegmentedImages(images, labels, masks)
 
-    def probe_dataset(self, split: Split) -> SegmentedSubset:
+    def monitor_dataset(self, split: Split) -> SegmentedSubset:
         """The images as in evaluation, each with the mask of its object: (image, label, bool (H, W))."""
-        plain = super().probe_dataset(split)
+        plain = super().monitor_dataset(split)
         source = self._source(split)
         assert isinstance(source, SegmentedImages)
         return SegmentedSubset(source, plain.indices, plain.transform)

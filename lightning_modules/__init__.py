@@ -1,18 +1,18 @@
 """Analyses and trainings, one LightningModule each."""
 
 from netprism.lightning_modules.classifier import Classifier
+from netprism.lightning_modules.complexity_penalized_classifier import ComplexityPenalizedClassifier
 from netprism.lightning_modules.disentangler import Disentangler
 from netprism.lightning_modules.input_decoder import InputDecoder
-from netprism.lightning_modules.minimum_complexity_classifier import MinimumComplexityClassifier
 from netprism.lightning_modules.region_projection import RegionProjection
 from netprism.lightning_modules.reliable_disentangler import ReliableDisentangler
 from netprism.lightning_modules.sample_projection import SampleProjection
 
 __all__ = [
     "Classifier",
+    "ComplexityPenalizedClassifier",
     "Disentangler",
     "InputDecoder",
-    "MinimumComplexityClassifier",
     "RegionProjection",
     "ReliableDisentangler",
     "SampleProjection",

@@ -1,4 +1,4 @@
-"""The plain training that the probes look into: a network that learns to tell classes apart."""
+"""The plain training that the monitors look into: a network that learns to tell classes apart."""
 
 import torch
 from pytorch_lightning import LightningModule

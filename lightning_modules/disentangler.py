@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from netprism.components.disentangler import ORDERS, Disentanglers, check_orders
-from netprism.components.measures import ComponentMeter
+from netprism.components.measures import ComponentMetric
 from netprism.components.network_split import SplitNetwork
 
 Batch = Sequence[Tensor]
@@ -51,7 +51,7 @@ class Disentangler(LightningModule):
         width: r: stages of 128 r, 256 r and 512 r channels.
         skip: residual nets, or stacked ones.
         warm_start: start each order from the next shallower one; else all at once, at random.
-        warm_start_share: share of the training after which the deepest order starts, 0 to 1.
+        warm_start_fraction: share of the training after which the deepest order starts, 0 to 1.
         input_shape: (C, H, W) of an image; None: the data module's `shape`.
         head: where the head is not found, the modules that make it; see `SplitNetwork`.
         optimizer: parameters to optimiser; None: Adam with learning rate 1e-3.
@@ -75,21 +75,21 @@ class Disentangler(LightningModule):
         width: float = 1.0,
         skip: bool = True,
         warm_start: bool = True,
-        warm_start_share: float = 0.5,
+        warm_start_fraction: float = 0.5,
         input_shape: tuple[int, ...] | None = None,
         head: list[str] | None = None,
         optimizer: OptimizerCallable | None = None,
         decay: float = 0.01,
     ) -> None:
         super().__init__()
-        if not 0 <= warm_start_share < 1 or not 0 < decay <= 1:
+        if not 0 <= warm_start_fraction < 1 or not 0 < decay <= 1:
             raise ValueError(
-                f"warm_start_share is {warm_start_share}, decay {decay}; expected 0 <= .. < 1, 0 < .. <= 1"
+                f"warm_start_fraction is {warm_start_fraction}, decay {decay}; expected 0 <= .. < 1, 0 < .. <= 1"
             )
         self.save_hyperparameters(ignore=["teacher", "head", "optimizer"])
         self.orders = check_orders(orders)
         self.width, self.skip, self.warm_start = width, skip, warm_start
-        self.warm_start_share, self.decay, self.optimizer = warm_start_share, decay, optimizer
+        self.warm_start_fraction, self.decay, self.optimizer = warm_start_fraction, decay, optimizer
         self.teacher = teacher.requires_grad_(False).eval()
         self.split = SplitNetwork(teacher, layer, head)
         self.starts = [0] * len(self.orders)  # the steps
@@ -131,7 +131,7 @@ class Disentangler(LightningModule):
         if total == float("inf"):
             raise ValueError("a training without end: set trainer.max_epochs or trainer.max_steps")
         last = max(1, len(self.orders) - 1)
-        share = self.warm_start_share if self.warm_start else 0
+        share = self.warm_start_fraction if self.warm_start else 0
         self.starts = [math.ceil(share * total * i / last) for i in range(len(self.orders))]
         groups = [{"params": list(net.parameters())} for net in self.nets.nets]
         optimizer = torch.optim.Adam(groups, lr=1e-3) if self.optimizer is None else self.optimizer(groups)
@@ -173,7 +173,7 @@ class Disentangler(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begins to count."""
-        self._meter = ComponentMeter(self.orders)
+        self._meter = ComponentMetric(self.orders)
 
     def validation_step(self, batch: Batch) -> None:
         """Counts a batch."""

@@ -15,11 +15,11 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
-from netprism.distributed import rows_of_all
+from netprism.distributed import all_gather_rows
 from netprism.figures import knowledge as figures
 from netprism.knowledge.importance import network_similarity, region_features, shared_importance
 from netprism.knowledge.points import knowledge_points
-from netprism.knowledge.region_projection import RegionMap, align_loss, matching_regions, similarity_loss
+from netprism.knowledge.region_projection import RegionProjector, align_loss, matching_regions, similarity_loss
 from netprism.knowledge.sample_projection import Projection, fit_projection
 from netprism.loggers import publish
 from netprism.taps import tap
@@ -62,11 +62,11 @@ class RegionProjection(LightningModule):
 
     Args:
         teacher: the trained network, which returns logits; it is kept in eval mode and gets no gradient.
-        image_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images.
         layers: names of its layers with feature maps (K, H, W).
         reference: the layer whose mean strength all get; None: the last of `layers`.
         head: the layer whose input is the sample feature; None: the last fully connected layer.
-        max_side: rows and columns of regions; larger maps are averaged to so many.
+        max_grid: rows and columns of regions; larger maps are averaged to so many.
         alpha: weight of L_align.
         kappa_max: concentration of regions without noise.
         temperature: T, of the softened outputs.
@@ -87,11 +87,11 @@ class RegionProjection(LightningModule):
     def __init__(
         self,
         teacher: nn.Module,
-        image_shape: tuple[int, int, int],
+        input_shape: tuple[int, int, int],
         layers: list[str],
         reference: str | None = None,
         head: str | None = None,
-        max_side: int = 8,
+        max_grid: int = 8,
         alpha: float = 0.1,
         kappa_max: float = 1000.0,
         temperature: float = 4.0,
@@ -110,13 +110,13 @@ class RegionProjection(LightningModule):
             raise ValueError(f"{found}: expected one of at least one layer, and at least 1 and 3")
         self.teacher = teacher.eval().requires_grad_(False)
         self.head = head or _last_linear(teacher)
-        self.max_side, self.alpha, self.kappa_max = max_side, alpha, kappa_max
+        self.max_grid, self.alpha, self.kappa_max = max_grid, alpha, kappa_max
         self.temperature, self.tau, self.updates, self.compared = temperature, tau, updates, compared
         self.optimizer = optimizer
-        seen = self._look(torch.zeros(1, *image_shape, device=next(iter(teacher.parameters())).device))
+        seen = self._look(torch.zeros(1, *input_shape, device=next(iter(teacher.parameters())).device))
         dimensions = min(3, seen.samples.shape[1], seen.logits.shape[1])
         self.sample_projection = Projection(seen.samples.shape[1], seen.logits.shape[1], dimensions)
-        self.maps = nn.ModuleList(RegionMap(seen.regions[layer].shape[2], dimensions) for layer in self.layers)
+        self.maps = nn.ModuleList(RegionProjector(seen.regions[layer].shape[2], dimensions) for layer in self.layers)
         self.register_buffer("strengths", torch.ones(len(self.layers)))
         self.counts = nn.ModuleList(MeanMetric(nan_strategy="disable") for _ in range(2 * len(self.layers)))
         self.frames: list[figures.Frame] = []
@@ -141,7 +141,7 @@ class RegionProjection(LightningModule):
     def training_step(self, batch: Batch) -> None:
         """Steps of the projections of all layers on the batches of all processes."""
         # Images, and not features, whose last bit depends on the batch they are in: L-BFGS makes much of it.
-        images, labels = rows_of_all(batch[0]), rows_of_all(batch[1])
+        images, labels = all_gather_rows(batch[0]), all_gather_rows(batch[1])
         seen = self._look(images)
         initial = self.sample_projection if self.sample_projection.scale > 0 else None
         dimensions = len(self.sample_projection.matrix)
@@ -162,7 +162,7 @@ class RegionProjection(LightningModule):
 
     def _descend(self, number: int, layer: str, seen: _Seen, optimizer: Optimizer) -> dict[str, Tensor]:
         """The steps of one layer on a batch; returns what to log."""
-        region_map, regions = cast(RegionMap, self.maps[number]), seen.regions[layer]
+        region_map, regions = cast(RegionProjector, self.maps[number]), seen.regions[layer]
         if region_map.scale == 0:
             region_map.set_scale(regions)
         g = self.sample_projection(seen.samples).detach().to(regions)
@@ -241,7 +241,7 @@ class RegionProjection(LightningModule):
     def _look(self, images: Tensor) -> _Seen:
         with tap(self.teacher, self.layers) as features, tap(self.teacher, [self.head], inputs=True) as samples:
             logits = self.teacher(images)
-        regions = {layer: region_features(features[layer], self.max_side) for layer in self.layers}
+        regions = {layer: region_features(features[layer], self.max_grid) for layer in self.layers}
         return _Seen(regions, samples[self.head].flatten(1), logits)
 
 

@@ -53,7 +53,7 @@ class ReliableDisentangler(LightningModule):
     numbers of the last validation, and the pictures `reliability_{curves,rounds,parts}.png`.
 
     Cost: a step trains two disentangler nets an order. A validation adds (L (512 r + c) + c)^2 multiply-adds an image
-    and position in float64, see `ReliabilityMeter`.
+    and position in float64, see `ReliabilityMetric`.
 
     Args:
         teachers: K >= 2 networks, images (N, ...) to logits, the target first; set to eval mode here, never trained,

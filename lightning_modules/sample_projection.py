@@ -12,7 +12,7 @@ from pytorch_lightning.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from netprism.distributed import is_first_process, rows_of_all
+from netprism.distributed import all_gather_rows, is_rank_zero
 from netprism.figures import projection as figures
 from netprism.knowledge.sample_projection import Projection, descend, lbfgs, soft_targets
 from netprism.loggers import publish
@@ -47,7 +47,7 @@ class SampleProjection(LightningModule):
 
     Args:
         teacher: the trained network, which returns logits; it is kept in eval mode and gets no gradient.
-        image_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images.
         layers: names of its layers, whose outputs are flattened; `before_last`, the default, is what goes into its last
             fully connected layer.
         dimensions: d', of the projection.
@@ -66,7 +66,7 @@ class SampleProjection(LightningModule):
     def __init__(
         self,
         teacher: nn.Module,
-        image_shape: tuple[int, int, int],
+        input_shape: tuple[int, int, int],
         layers: list[str] | None = None,
         dimensions: int = 3,
         temperature: float = 4.0,
@@ -83,7 +83,7 @@ class SampleProjection(LightningModule):
         self.teacher = teacher.eval().requires_grad_(False)
         self.temperature, self.updates, self.optimizer = temperature, updates, optimizer
         device = next(iter(teacher.parameters())).device
-        features, logits = self._pass(torch.zeros(1, *image_shape, device=device))
+        features, logits = self._pass(torch.zeros(1, *input_shape, device=device))
         self.projections = nn.ModuleList(
             Projection(features[layer][0].numel(), logits.shape[1], dimensions, kappa_max) for layer in self.layers
         )
@@ -122,8 +122,8 @@ class SampleProjection(LightningModule):
         """Steps of all projections on a batch, of several processes on the images of all."""
         # Images, and not sums: their last bit depends on how they are shared, and L-BFGS makes 1e-3 of that. The first
         # process has the whole batch, the others nothing to add.
-        features, targets = self._prepared(rows_of_all(_images(batch)))
-        share = slice(None) if is_first_process() else slice(0)
+        features, targets = self._prepared(all_gather_rows(_images(batch)))
+        share = slice(None) if is_rank_zero() else slice(0)
         memory = 1 - 1 / self.trainer.num_training_batches  # about an epoch; none where the batch is all there is
         for layer, optimizer, samples in zip(self.layers, self._optimizers(), _all(self.train_samples), strict=True):
             projection = self.projection(layer)

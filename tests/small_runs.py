@@ -17,11 +17,11 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-PROBED, UNPROBED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
+MONITORED, UNMONITORED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
 
 
-def arguments(*args, epochs=2, probe=UNPROBED):
-    return [f"--config={EXPERIMENT}", f"--trainer.max_epochs={epochs}", *SMALL, probe, *args]
+def arguments(*args, epochs=2, monitor=UNMONITORED):
+    return [f"--config={EXPERIMENT}", f"--trainer.max_epochs={epochs}", *SMALL, monitor, *args]
 
 
 def train(*args, **options):

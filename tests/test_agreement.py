@@ -1,11 +1,11 @@
-"""Every probe and every analysis logs the same numbers on one process, on two and on four, and on each rank of them."""
+"""Every monitor and every analysis logs the same numbers on one process, on two and on four, and on each rank of them."""
 
 from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from in_time import in_time
+from deadline import in_time
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,9 +23,9 @@ from netprism.discarding.decoder import Decoder
 from netprism.knowledge.sample_projection import lbfgs
 from netprism.lightning_modules import (
     Classifier,
+    ComplexityPenalizedClassifier,
     Disentangler,
     InputDecoder,
-    MinimumComplexityClassifier,
     RegionProjection,
     ReliableDisentangler,
     SampleProjection,
@@ -34,7 +34,7 @@ from netprism.lightning_modules import (
 PROCESSES = (2, 4)  # beside one
 BATCH, SHAPE, CLASSES = 8, (1, 8, 8), 3
 DEADLINE = 60  # seconds; a run takes one
-PROBED = 21  # images: three batches, so that one of four ranks has none
+MONITORED = 21  # images: three batches, so that one of four ranks has none
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Found .* in eval mode",  # teachers, and all BatchNorms here, on purpose
@@ -84,17 +84,17 @@ def standing_still(parameters):
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def probed():
-    """All probes in one training. It does not learn: sums of gradients round, which L-BFGS makes much of."""
+def monitored():
+    """All monitors in one training. It does not learn: sums of gradients round, which L-BFGS makes much of."""
     return Classifier(Net(dropout=0.5), CLASSES, standing_still), [make() for make in PROBES]
 
 
 def discarding():
     torch.manual_seed(1)
     decoder = Decoder((16,), SHAPE, width=2, blocks=2)
-    options = {"images": PROBED, "scale_images": PROBED, "batch_size": BATCH, "products": 4, "shown": 0}
+    options = {"images": MONITORED, "num_scale_images": MONITORED, "batch_size": BATCH, "products": 4, "shown": 0}
     layers = ["norm", "fc1"]
-    return InformationDiscarding(layers, ru_decoders={"fc1": decoder}, masks=left_half, **options)
+    return InformationDiscarding(layers, decoders={"fc1": decoder}, masks=left_half, **options)
 
 
 def left_half(batch, size):
@@ -104,22 +104,22 @@ def left_half(batch, size):
 
 
 PROBES = [
-    partial(GatingEntropy, samples=PROBED, batch_size=BATCH, kinds=("relu", "dropout")),
+    partial(GatingEntropy, samples=MONITORED, batch_size=BATCH, kinds=("relu", "dropout")),
     discarding,
     partial(
         KnowledgePoints, ["conv", "fc1"], images_per_class=7, classes=CLASSES, tau=0.36, steps=5, others=10,
         batch_size=BATCH,
     ),
     partial(
-        FeatureComponents, "norm", orders=(4, 7), width=1 / 64, steps=3, samples=PROBED, batch_size=BATCH,
-        every_n_epochs=1, at_start=True,
+        FeatureComponents, "norm", orders=(4, 7), width=1 / 64, steps=3, samples=MONITORED, batch_size=BATCH,
+        every_n_epochs=1, measure_untrained=True,
     ),
 ]  # fmt: skip
 SMALL = {"layers": None, "widths": (4, 8), "chains": 8}  # energy models
 
 ANALYSES = {
     "Classifier": lambda: Classifier(Net(), CLASSES, sgd),
-    "MinimumComplexityClassifier": lambda: MinimumComplexityClassifier(Net(), CLASSES, sgd, lambda_=0.01, **SMALL),
+    "ComplexityPenalizedClassifier": lambda: ComplexityPenalizedClassifier(Net(), CLASSES, sgd, weight=0.01, **SMALL),
     "Disentangler": lambda: Disentangler(Net(), "norm", (4, 7), 1 / 64, input_shape=SHAPE),
     "ReliableDisentangler": lambda: ReliableDisentangler(
         [Net(), Net(seed=1)], "norm", (4, 7), width=1 / 32, rounds=2, input_shape=SHAPE
@@ -133,7 +133,7 @@ ANALYSES = {
 
 
 class Keep(pl.Callback):
-    """Writes down what a rank has logged: all rows of the probes, and what Lightning has."""
+    """Writes down what a rank has logged: all rows of the monitors, and what Lightning has."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -200,12 +200,12 @@ def short(tmp_path, monkeypatch):
     monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=10))
 
 
-def test_probes_agree(tmp_path):
-    # Each rank draws its own dropout masks to train with; the probe's are everywhere the same.
-    values = check(tmp_path, probed, "32-true", without=("train/",))
+def test_monitors_agree(tmp_path):
+    # Each rank draws its own dropout masks to train with; the monitor's are everywhere the same.
+    values = check(tmp_path, monitored, "32-true", without=("train/",))
     assert values["gates/H"] > values["gates/I_xs"]  # dropout was on
-    for probe in ("gates", "discarding", "knowledge", "components"):
-        assert any(key.startswith(f"{probe}/") for key in values)
+    for monitor in ("gates", "discarding", "knowledge", "components"):
+        assert any(key.startswith(f"{monitor}/") for key in values)
 
 
 def test_a_penalty_of_weight_zero_agrees(tmp_path):

@@ -2,22 +2,22 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed as dist
 
-from netprism.distributed import everywhere, sum_over_processes
+from netprism.distributed import all_gather_object, all_reduce_sum
 
 
 def test_alone_nothing_is_added_or_gathered():
     values = torch.tensor([1.0, 2.0])
-    assert sum_over_processes(values) is values
-    assert everywhere({"a": 1}) == [{"a": 1}]
+    assert all_reduce_sum(values) is values
+    assert all_gather_object({"a": 1}) == [{"a": 1}]
 
 
 def as_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     values = torch.tensor([1.0, 10.0]) * (rank + 1)
     values.requires_grad_()
-    total = sum_over_processes(values)
+    total = all_reduce_sum(values)
     (total.square().sum() * (rank + 1)).backward()  # the losses of the ranks are 1 and 2 times the square
-    torch.save((total.detach(), values.grad, everywhere(rank)), f"{folder}/{rank}.pt")
+    torch.save((total.detach(), values.grad, all_gather_object(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import wandb
 
-from netprism.loggers import MetricsCsv, Wandb
+from netprism.loggers import OfflineFallbackWandbLogger, ResumableCSVLogger
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # well formed, and nobody's
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -35,7 +35,7 @@ def read(folder):
 
 
 def test_one_row_an_epoch_end_in_the_order_of_appearance(tmp_path):
-    logger = MetricsCsv(tmp_path)
+    logger = ResumableCSVLogger(tmp_path)
     logger.log_metrics({"gates/H": 5.5, "epoch": -1}, step=0)
     logger.log_metrics({"epoch": 0, "val/loss": 2.0}, step=9)
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=9)
@@ -47,11 +47,11 @@ def test_one_row_an_epoch_end_in_the_order_of_appearance(tmp_path):
 
 
 def test_a_resumed_run_goes_on_and_replaces_what_it_runs_again(tmp_path):
-    first = MetricsCsv(tmp_path)
+    first = ResumableCSVLogger(tmp_path)
     for step in range(0, 60, 10):  # two rows an epoch
         first.log_metrics({"epoch": step // 20, "loss": 0.5 + step}, step=step)
     first.finalize("failed")
-    resumed = MetricsCsv(tmp_path)
+    resumed = ResumableCSVLogger(tmp_path)
     resumed.log_metrics({"epoch": 1, "new": 1.0}, step=20)
     resumed.finalize("success")
     rows = [(row["epoch"], row["step"], row["loss"], row["new"]) for row in read(tmp_path)]
@@ -59,17 +59,17 @@ def test_a_resumed_run_goes_on_and_replaces_what_it_runs_again(tmp_path):
 
 
 def test_opening_a_run_changes_nothing_until_something_is_logged(tmp_path):
-    first = MetricsCsv(tmp_path)
+    first = ResumableCSVLogger(tmp_path)
     first.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
     first.finalize("success")
-    again = MetricsCsv(tmp_path)
+    again = ResumableCSVLogger(tmp_path)
     again.save()
     again.finalize("failed")
     assert [row["loss"] for row in read(tmp_path)] == ["1.0"]
 
 
 def test_nan_is_kept_and_what_is_no_number_left_out(tmp_path):
-    logger = MetricsCsv(tmp_path)
+    logger = ResumableCSVLogger(tmp_path)
     values = {"nan": math.nan, "inf": -math.inf, "np": np.float32(0.5), "int": 3, "image": object(), "name": "a"}
     logger.log_metrics({"epoch": 0, **values}, step=0)
     logger.finalize("success")
@@ -78,17 +78,17 @@ def test_nan_is_kept_and_what_is_no_number_left_out(tmp_path):
 
 def test_values_come_back_exactly(tmp_path):
     value = 0.1 + 0.2
-    logger = MetricsCsv(tmp_path)
+    logger = ResumableCSVLogger(tmp_path)
     logger.log_metrics({"epoch": 0, "value": value}, step=0)
     logger.finalize("success")
-    resumed = MetricsCsv(tmp_path)
+    resumed = ResumableCSVLogger(tmp_path)
     resumed.log_metrics({"epoch": 1, "value": value}, step=1)
     resumed.finalize("success")
     assert [float(row["value"]) for row in read(tmp_path)] == [value, value]
 
 
 def test_a_checkpoint_is_never_newer_than_the_table(tmp_path):
-    logger = MetricsCsv(tmp_path)
+    logger = ResumableCSVLogger(tmp_path)
     for epoch in range(50):
         logger.log_metrics({"epoch": epoch, "loss": 1.0}, step=epoch)
         logger.save()
@@ -105,8 +105,8 @@ def test_writing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
         writes.append(now[0])
 
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(MetricsCsv, "_write", write)
-    logger = MetricsCsv(tmp_path)
+    monkeypatch.setattr(ResumableCSVLogger, "_write", write)
+    logger = ResumableCSVLogger(tmp_path)
     for epoch in range(40):
         logger.log_metrics({"epoch": epoch, "loss": 1.0}, step=epoch)
         logger.save()
@@ -115,7 +115,7 @@ def test_writing_takes_a_small_part_of_the_time(tmp_path, monkeypatch):
 
 
 def test_the_run_folder_is_the_log_dir(tmp_path):
-    assert MetricsCsv(tmp_path / "a").save_dir == str(tmp_path / "a")
+    assert ResumableCSVLogger(tmp_path / "a").save_dir == str(tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -153,7 +153,7 @@ def axes(found):
 def test_a_resumed_run_joins_its_curve(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for epoch in range(2):
-        logger = Wandb(tmp_path / "quickstart" / "20260101-000000-abcdef")
+        logger = OfflineFallbackWandbLogger(tmp_path / "quickstart" / "20260101-000000-abcdef")
         logger.log_metrics({"epoch": epoch, "gates/H": 1.0 + epoch, "train/loss_step": 3.0}, step=epoch)
         logger.finalize("success")
     found = records(tmp_path / "quickstart" / "20260101-000000-abcdef")
@@ -164,7 +164,7 @@ def test_a_resumed_run_joins_its_curve(tmp_path, monkeypatch):
 
 def test_a_logger_that_breaks_is_given_up_in_one_line(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = Wandb(tmp_path / "run")
+    logger = OfflineFallbackWandbLogger(tmp_path / "run")
     logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
 
     def reset(*args, **kwargs):
@@ -183,7 +183,7 @@ def test_a_logger_that_breaks_is_given_up_in_one_line(tmp_path, monkeypatch, cap
 
 def test_even_a_mode_that_does_not_exist_stops_no_training(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    logger = Wandb(tmp_path / "run")
+    logger = OfflineFallbackWandbLogger(tmp_path / "run")
     with caplog.at_level("INFO"):
         logger.experiment  # noqa: B018  as Lightning does
         logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
@@ -193,7 +193,7 @@ def test_even_a_mode_that_does_not_exist_stops_no_training(tmp_path, monkeypatch
 
 def test_disabled_is_obeyed(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    logger = Wandb(tmp_path / "run")
+    logger = OfflineFallbackWandbLogger(tmp_path / "run")
     logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
     logger.finalize("success")
     assert logger.where == ""
@@ -227,7 +227,7 @@ def refusing_server():
 def test_a_refused_key_means_offline(tmp_path, monkeypatch, caplog, refusing_server):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", refusing_server)
-    logger = Wandb(tmp_path / "run")
+    logger = OfflineFallbackWandbLogger(tmp_path / "run")
     with caplog.at_level("INFO"):
         logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
         logger.finalize("success")
@@ -340,6 +340,6 @@ def test_the_waits_for_the_server_are_the_ones_asked_for(tmp_path, monkeypatch):
         raise RuntimeError("no server in this test")
 
     monkeypatch.setattr("wandb.init", init)
-    logger = Wandb(tmp_path, init_timeout=3, finish_timeout=4)
+    logger = OfflineFallbackWandbLogger(tmp_path, init_timeout=3, finish_timeout=4)
     logger.log_metrics({"a": 1.0}, step=0)
     assert (seen["init_timeout"], seen["finish_timeout"]) == (3, 4)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import Checkpoint
-from strangers import Net, Stranger, loaders
+from third_party_modules import Net, Stranger, loaders
 from torch.multiprocessing import ProcessRaisedException
 
 from netprism.callbacks import ComplexityPenalty, ExactResume, GatingEntropy, InformationDiscarding, KnowledgePoints
@@ -24,7 +24,7 @@ from netprism.lightning_modules import (
     ReliableDisentangler,
     SampleProjection,
 )
-from netprism.loggers import MetricsCsv
+from netprism.loggers import ResumableCSVLogger
 from netprism.nets import MLP, ResNet
 
 DATA = functools.partial(Digits, image_size=8, train_samples=24, batch_size=8, augment=True)
@@ -88,17 +88,17 @@ def trained_net():
     return tiny_net()
 
 
-def probes():
+def monitors():
     return [
-        GatingEntropy(samples=16, at_start=False),
-        InformationDiscarding(["layer3"], images=2, products=2, scale_images=2, at_start=False),
-        KnowledgePoints(["layer3"], images_per_class=1, classes=3, steps=2, others=3, at_start=False),
+        GatingEntropy(samples=16, measure_untrained=False),
+        InformationDiscarding(["layer3"], images=2, products=2, num_scale_images=2, measure_untrained=False),
+        KnowledgePoints(["layer3"], images_per_class=1, classes=3, steps=2, others=3, measure_untrained=False),
     ]
 
 
 ANALYSES = {
     "draws": lambda: (Draws(), []),
-    "classifier": lambda: (Classifier(tiny_net(), optimizer=ADAM), probes()),
+    "classifier": lambda: (Classifier(tiny_net(), optimizer=ADAM), monitors()),
     "complexity loss": lambda: (Classifier(MLP((64, 12, 10)), optimizer=ADAM), [ComplexityPenalty(layers=-1)]),
     "disentangler": lambda: (Disentangler(trained_net(), "layer2", orders=(4, 7), width=1 / 64), []),
     "decoder": lambda: (InputDecoder(trained_net(), ["layer2"], width=4, blocks=1), []),
@@ -117,7 +117,7 @@ def fit(analysis, folder, interrupt=None, data=None, ckpt_path=None, seed=0, **o
     pl.seed_everything(seed, workers=True)
     module, callbacks = ANALYSES[analysis]()
     settings = {
-        "max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1, "logger": MetricsCsv(folder),
+        "max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1, "logger": ResumableCSVLogger(folder),
         "log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
     }  # fmt: skip
     trainer = pl.Trainer(callbacks=[ExactResume(), *callbacks, interrupt or Interrupt()], **(settings | options))

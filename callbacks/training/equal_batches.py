@@ -6,13 +6,13 @@ import math
 
 import pytorch_lightning as pl
 
-from netprism.distributed import everywhere
+from netprism.distributed import all_gather_object
 
 
-class EvenRanks(pl.Callback):
+class CheckEqualBatches(pl.Callback):
     """Sees to it that each rank trains on as many batches as the others; `netprism fit` has it.
 
-        trainer = Trainer(strategy="ddp", devices=2, callbacks=[EvenRanks()])
+        trainer = Trainer(strategy="ddp", devices=2, callbacks=[CheckEqualBatches()])
 
     In DDP all ranks add up their gradients after each batch. One that has no batch left goes on to the next epoch: its
     gradients are added to those of another epoch, or the others wait for it until the process group gives up, after
@@ -29,7 +29,7 @@ class EvenRanks(pl.Callback):
         Raises:
             ValueError: on all of them, with the number of batches of each.
         """
-        counts = everywhere(trainer.num_training_batches)
+        counts = all_gather_object(trainer.num_training_batches)
         if len(set(counts)) > 1 and all(map(math.isfinite, counts)):
             raise ValueError(
                 f"ranks 0 to {len(counts) - 1} have {', '.join(map(str, counts))} training batches and would get "

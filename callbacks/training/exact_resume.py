@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from netprism.callbacks.training import partial_epoch as epoch_so_far
-from netprism.distributed import everywhere, own_part
+from netprism.distributed import all_gather_object, this_rank
 
 
 class ExactResume(pl.Callback):
@@ -46,14 +46,14 @@ class ExactResume(pl.Callback):
         own: dict[str, Any] = {"random": random_state(pl_module.device), "row": epoch_so_far.row(trainer)}
         if epoch_so_far.is_running(trainer):
             own |= {"logged": epoch_so_far.logged(trainer), "metrics": epoch_so_far.metric_states(pl_module)}
-        checkpoint[self.KEY] = everywhere(own)
+        checkpoint[self.KEY] = all_gather_object(own)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Takes this process' part."""
         parts = checkpoint.get(self.KEY, []) if trainer.state.fn == TrainerFn.FITTING else []
-        self._saved = own_part(parts)
+        self._saved = this_rank(parts)
         if parts and self._saved is None:
             was, now = len(parts), trainer.world_size
             rank_zero_info(f"the checkpoint is of {was} processes, here there are {now}: the random state starts anew")

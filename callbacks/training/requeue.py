@@ -15,7 +15,7 @@ import torch
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from netprism.runs.folder import shown
+from netprism.runs.folder import display_path
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -34,7 +34,7 @@ class Requeue(pl.Callback):
     backward pass (6 of 12 tries with two processes hung). After a batch all processes agree whether any was asked, save
     `last.ckpt`, and end with status 128 + the number of the signal, as shells know it. They wait with it until the
     optimiser has stepped and no validation is due, at the latest for the next epoch's beginning: a signal within a
-    validation or a probe is obeyed after it, so give long ones time (`make slurm ... SIGNAL=600`).
+    validation or a monitor is obeyed after it, so give long ones time (`make slurm ... SIGNAL=600`).
 
     Args:
         path: of the checkpoint; None: `last.ckpt` in the folder of the trainer's first ModelCheckpoint.
@@ -98,8 +98,14 @@ class Requeue(pl.Callback):
         job = requeued_job() if trainer.is_global_zero else None
         then = f"job {job} is back in the queue" if job else "go on with --ckpt_path last"
         # The disk may be full: netprism's own checkpoint_io has said so, and the older checkpoint is there.
-        saved = "could not save" if shown(path) in getattr(trainer.strategy.checkpoint_io, "unsaved", ()) else "saved"
-        rank_zero_info(f"{signal.Signals(asked).name}: {saved} {shown(path)} at step {trainer.global_step}; {then}")
+        saved = (
+            "could not save"
+            if display_path(path) in getattr(trainer.strategy.checkpoint_io, "unsaved", ())
+            else "saved"
+        )
+        rank_zero_info(
+            f"{signal.Signals(asked).name}: {saved} {display_path(path)} at step {trainer.global_step}; {then}"
+        )
         # A process that ends with an error lets srun and torchrun end the others: wait for the one that talks to Slurm.
         trainer.strategy.barrier()
         raise SystemExit(128 + asked)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from netprism.loggers import MetricsCsv, Wandb
-from netprism.runs.folder import shown
+from netprism.loggers import OfflineFallbackWandbLogger, ResumableCSVLogger
+from netprism.runs.folder import display_path
 
 Epochs = dict[int, dict[str, float]]
 LONGEST = 24  # keys that are all shown
@@ -17,26 +17,31 @@ LONGEST = 24  # keys that are all shown
 class RunSummary(Callback):
     """Prints a table of the logged quantities, without those of single layers, and the places of a run's files.
 
-    The values are those of the trainer's `MetricsCsv`; without one (a dry run, a trainer of one's own) nothing is said.
+    The values are those of the trainer's `ResumableCSVLogger`; without one (a dry run, a trainer of one's own) nothing is said.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say where a training that was stopped by hand can go on."""
-        curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        curves = next((logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)), None)
         if isinstance(exception, KeyboardInterrupt) and curves is not None and trainer.is_global_zero:
             curves.save()
-            print("", *places(trainer, curves), f"go on with   make resume RUN={shown(curves.path.parent)}", sep="\n")
+            print(
+                "",
+                *places(trainer, curves),
+                f"go on with   make resume RUN={display_path(curves.path.parent)}",
+                sep="\n",
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print, on rank 0."""
-        curves = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCsv)), None)
+        curves = next((logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)), None)
         if curves is None or not trainer.is_global_zero:
             return
         curves.finalize("success")
         print("", *table(epochs(curves)), "", *places(trainer, curves), "", sep="\n")
 
 
-def epochs(curves: MetricsCsv) -> Epochs:
+def epochs(curves: ResumableCSVLogger) -> Epochs:
     """Return {epoch: {key: value}} of everything logged so far; -1 is before the first step."""
     found: Epochs = {}
     for (epoch, _), row in curves.rows.items():
@@ -66,23 +71,28 @@ def is_summary(key: str) -> bool:
     return key.count("/") <= 1 and not key.endswith("_step")
 
 
-def places(trainer: Trainer, curves: MetricsCsv) -> list[str]:
+def places(trainer: Trainer, curves: ResumableCSVLogger) -> list[str]:
     """Return the lines that say where the curves, the checkpoints and the figures are."""
     folder = curves.path.parent
-    lines = [f"curves       {shown(curves.path)}"]
-    lines += [line for logger in trainer.loggers if isinstance(logger, Wandb) for line in wandb_lines(logger)]
+    lines = [f"curves       {display_path(curves.path)}"]
+    lines += [
+        line
+        for logger in trainer.loggers
+        if isinstance(logger, OfflineFallbackWandbLogger)
+        for line in wandb_lines(logger)
+    ]
     for name in ("checkpoints", "figures", "maps"):
         files = sorted(path.name for path in (folder / name).glob("*") if path.suffix not in (".js", ".part"))
         listed = files if len(files) <= 12 else [*files[:2], "...", files[-1]]
-        lines += [f"{name:12} {shown(folder / name)}: {', '.join(listed)}"] if files else []
+        lines += [f"{name:12} {display_path(folder / name)}: {', '.join(listed)}"] if files else []
     return lines
 
 
-def wandb_lines(logger: Wandb) -> list[str]:
+def wandb_lines(logger: OfflineFallbackWandbLogger) -> list[str]:
     """Return where the W&B run is, and for an offline one the commands that show and upload it."""
     if not logger.where or logger.where.startswith("http"):
         return [f"W&B          {logger.where or 'off'}"]
-    command, folder = shown(Path(sys.executable).with_name("wandb")), Path(logger.where).parent
+    command, folder = display_path(Path(sys.executable).with_name("wandb")), Path(logger.where).parent
     return [
         f"W&B          offline; in this terminal: {command} leet {folder}",
         f"             to the browser: {command} sync {folder}/offline-run-*",

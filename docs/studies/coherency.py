@@ -126,7 +126,7 @@ def main() -> None:
     net = trained("classify/digits_resnet8")
     data = Digits()
     data.setup("fit")
-    train, test = (data.probe_dataset(split) for split in ("train", "test"))
+    train, test = (data.monitor_dataset(split) for split in ("train", "test"))
     x = torch.stack([test[i][0] for i in range(4)])
     images = torch.stack([train[i][0] for i in range(512)])
     other, target = rescaled(net), net(x).argmax(1)

@@ -30,11 +30,11 @@ EPOCHS, BATCH = 30, 128
 def tensors(split, seed):
     data = Digits(image_size=8, seed=seed)
     data.setup("fit")
-    images, labels = zip(*data.probe_dataset(split), strict=True)
+    images, labels = zip(*data.monitor_dataset(split), strict=True)
     return torch.stack(images), torch.tensor(labels)
 
 
-def train(lambda_, prior_only, seed):
+def train(weight, prior_only, seed):
     torch.manual_seed(seed)
     x, y = tensors("train", seed)
     net = MLP((64, 128, 128, 128, 10))
@@ -45,8 +45,8 @@ def train(lambda_, prior_only, seed):
             with complexity.watch():
                 logits = net(x[batch])
             loss = F.cross_entropy(logits, y[batch])
-            if lambda_ > 0:
-                loss = loss + lambda_ * complexity()
+            if weight > 0:
+                loss = loss + weight * complexity()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -72,9 +72,9 @@ def measure(net, seed):
 def main(seeds=3):
     rows = []
     print("| loss | lambda | H, bits | test accuracy | test - train loss, nats |\n| --- | --- | --- | --- | --- |")
-    for prior_only, lambda_ in [(1, 0.0), *itertools.product((1, 0), LAMBDAS)]:
+    for prior_only, weight in [(1, 0.0), *itertools.product((1, 0), LAMBDAS)]:
         found = [
-            {"lambda_": lambda_, "prior_only": prior_only, "seed": seed, **train(lambda_, bool(prior_only), seed)}
+            {"weight": weight, "prior_only": prior_only, "seed": seed, **train(weight, bool(prior_only), seed)}
             for seed in range(seeds)
         ]
         rows += found
@@ -82,8 +82,8 @@ def main(seeds=3):
             f"{sum(row[key] for row in found) / seeds:.{digits}f}"
             for key, digits in (("H", 2), ("accuracy", 4), ("gap", 3))
         ]
-        name = "none" if lambda_ == 0 else "-log q alone" if prior_only else "-f - log q"
-        print(f"| {name} | {lambda_:g} | {' | '.join(cells)} |", flush=True)
+        name = "none" if weight == 0 else "-log q alone" if prior_only else "-f - log q"
+        print(f"| {name} | {weight:g} | {' | '.join(cells)} |", flush=True)
     save(lambda_sweep(rows), Path(__file__).parents[1] / "figures" / "lambda_sweep.png")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from netprism.components.disentangler import DisentanglerNet
-from netprism.components.measures import ComponentMeter, Components
+from netprism.components.measures import ComponentMetric, Components
 from netprism.figures._common import save
 from netprism.lightning_modules import Disentangler
 
@@ -73,7 +73,7 @@ def measured(share: float, steps: int, width: float = 0.125, seed: int = 0) -> C
     )  # fmt: skip
     trainer.fit(disentangler, data, data)
     disentangler.eval()
-    meter = ComponentMeter(ORDERS)
+    meter = ComponentMetric(ORDERS)
     with torch.no_grad():
         for x in torch.randn(40, 128, INPUTS):
             meter.update(disentangler.split.feature(x), disentangler(x))

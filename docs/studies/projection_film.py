@@ -34,7 +34,7 @@ class Film(pl.Callback):
     """Fits a projection to the training images after each epoch, from the one of the epoch before."""
 
     def __init__(self, data: Digits) -> None:
-        dataset = data.probe_dataset("train")
+        dataset = data.monitor_dataset("train")
         self.images, self.labels = torch.stack([image for image, _ in dataset]), dataset.targets
         self.last: Projection | None = None
         self.scatters: list[figures.Scatter] = []

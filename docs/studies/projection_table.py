@@ -77,7 +77,7 @@ def gaussian_projection(features: Tensor, targets: Tensor, steps: int = 200) -> 
 
 def features_and_logits(net: nn.Module) -> tuple[Tensor, Tensor]:
     """What enters the last layer, and the outputs, of all training images."""
-    images = torch.stack([image for image, _ in Digits().probe_dataset("train")])
+    images = torch.stack([image for image, _ in Digits().monitor_dataset("train")])
     with torch.no_grad(), tap(net, "fc", detach=True, inputs=True) as features:
         logits = net(images)
     return features["fc"], logits

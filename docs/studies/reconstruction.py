@@ -30,7 +30,7 @@ def main() -> None:
     """Measures, prints and draws."""
     checkpoint = checkpoint_of("discarding/decoder_digits")  # the network's own weights are in it
     trained = InputDecoder.load_from_checkpoint(checkpoint, teacher=ResNet(8, in_channels=1), weights_only=True).eval()
-    data = Digits().probe_dataset("test")
+    data = Digits().monitor_dataset("test")
     everything = torch.stack([data[number][0] for number in range(len(data))])
     images = everything[:IMAGES]
     scales = feature_scale(trained.teacher, trained.layers, everything.split(64))

@@ -17,7 +17,7 @@ from netprism.callbacks._monitor_data import balanced_indices
 from netprism.components.shapley import sampled_shapley_values
 from netprism.datamodules import Digits
 from netprism.knowledge.importance import region_features, regional_importance
-from netprism.knowledge.region_projection import fit_region_map
+from netprism.knowledge.region_projection import fit_region_projection
 from netprism.knowledge.sample_projection import fit_projection
 from netprism.runs.teachers import trained
 from netprism.taps import tap
@@ -37,7 +37,7 @@ def digits() -> tuple[Tensor, Tensor]:
     """Images of the training set, as many of each class, and their labels."""
     data = Digits()
     data.setup("fit")
-    split = data.probe_dataset("train")
+    split = data.monitor_dataset("train")
     chosen = balanced_indices(split.targets, len(split), IMAGES, seed=0)
     return torch.stack([split[i][0] for i in chosen]), split.targets[chosen]
 
@@ -70,7 +70,7 @@ def main(checkpoint: str | None = None) -> None:
     for layer in LAYERS:
         regions = region_features(features[layer], 8)
         w = regional_importance(regions.transpose(1, 2), logits, others=50).regions
-        h = fit_region_map(regions, g, w, logits)(regions)
+        h = fit_region_projection(regions, g, w, logits)(regions)
         projected, raw = (correlations(w, x.norm(dim=2)) for x in (h, regions))
         numbers = f"{projected.mean():.2f} +- {projected.std():.2f} | {raw.mean():.2f} +- {raw.std():.2f}"
         print(f"| {layer} | {regions.shape[1]} | {numbers} |", flush=True)

@@ -21,7 +21,7 @@ from netprism.discarding.concentration import concentration
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import ALPHA, Discarding, Method, strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.runs.folder import shown, write_text
+from netprism.runs.folder import display_path, write_text
 from netprism.runs.teachers import config_for, trained
 
 EPILOG = """\
@@ -58,7 +58,7 @@ def discard(args: list[str]) -> Path:
     out = Path(options.out)
     write_text(out / "discarding.csv", _table(rows))
     _draw(rows, pictures, out)
-    print(f"{len(folder)} images, {len(layers)} layers: {shown(out)}/discarding.csv, layers.png, maps_*.png")
+    print(f"{len(folder)} images, {len(layers)} layers: {display_path(out)}/discarding.csv, layers.png, maps_*.png")
     return out
 
 

@@ -24,13 +24,13 @@ from pytorch_lightning.utilities import rank_zero_only
 import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
-from netprism.callbacks.training.equal_batches import EvenRanks
+from netprism.callbacks.training.equal_batches import CheckEqualBatches
 from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
-from netprism.cli.teacher_runs import name_teachers
+from netprism.cli.teacher_runs import resolve_teachers
 from netprism.runs.checkpoints import of_another_model, read_training
-from netprism.runs.folder import FINISHED, RUN, claim, open_folder, provenance, release, shown, write_text
+from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, unlock, write_text
 
 # What jsonargparse says about the inside of its types, before and after the line that names the mistake.
 NOISE = (
@@ -74,7 +74,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Save `checkpoint` under `path`, whole or not at all."""
-        part, name = Path(f"{path}.part"), shown(path)
+        part, name = Path(f"{path}.part"), display_path(path)
         buffer = io.BytesIO()  # not to the file itself: there torch's writer ends a full disk in a RuntimeError
         torch.save(checkpoint, buffer)
         try:
@@ -95,7 +95,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint, unless the one that takes its place was not written."""
-        self.unsaved.pop(shown(path), None)  # nobody wants it any more
+        self.unsaved.pop(display_path(path), None)  # nobody wants it any more
         if not self.unsaved:
             super().remove_checkpoint(path)
 
@@ -168,7 +168,7 @@ class NetprismCLI(LightningCLI):
             self.config = parser.parse_args(self.args)
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(None, self._explain(error.message)) from error
-        name_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
+        resolve_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
 
     def _parse_ckpt_path(self) -> None:
         """Keep to the config: Lightning's would let the checkpoint name another class for the model, and arguments."""
@@ -181,7 +181,7 @@ class NetprismCLI(LightningCLI):
                 raise
             raise ValueError(of_another_model(self.config[subcommand]["ckpt_path"], error)) from error
         finally:
-            release()
+            unlock()
 
     def _explain(self, message: str) -> str:
         line = " ".join(part for part in map(str.strip, message.splitlines()) if part and not part.startswith(NOISE))
@@ -196,7 +196,7 @@ class NetprismCLI(LightningCLI):
         """Instantiate the trainer; only a training has loggers, the other commands print their table."""
         trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in one of Lightning's connectors
-        callbacks[:0] = [ExactResume(), EvenRanks()]
+        callbacks[:0] = [ExactResume(), CheckEqualBatches()]
         if not any(isinstance(callback, Requeue) for callback in callbacks):
             callbacks.append(Requeue())
         return trainer
@@ -214,9 +214,11 @@ class NetprismCLI(LightningCLI):
         if config["trainer"]["fast_dev_run"]:
             return
         if (folder / "metrics.csv").exists() and not self.goes_on:
-            raise FileExistsError(f"{shown(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}")
+            raise FileExistsError(
+                f"{display_path(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}"
+            )
         open_folder(folder)
-        claim(folder)
+        lock(folder)
         (folder / FINISHED).unlink(missing_ok=True)
 
     @rank_zero_only

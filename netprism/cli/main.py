@@ -12,7 +12,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
-from netprism.runs.folder import RUN, place, runs_root, scheduler_id, started_again
+from netprism.runs.folder import RUN, choose_folder, is_restart, runs_root, scheduler_id
 
 if TYPE_CHECKING:
     from netprism.cli.lightning_cli import NetprismCLI
@@ -123,7 +123,7 @@ def run(command: str, args: list[str]) -> NetprismCLI:
     early.add_argument("--ckpt_path")
     known, rest = early.parse_known_args(args)
     configs = [find_config(name) for name in known.config]
-    folder, ckpt = place(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
+    folder, ckpt = choose_folder(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
     if command == "fit" and ckpt and scheduler_id() and (folder / "config.yaml").is_file():
         configs = [folder / "config.yaml"]  # a job that comes back from the queue looks into the networks it began with
     printed = any(arg.startswith("--print_config") for arg in rest)
@@ -135,7 +135,7 @@ def run(command: str, args: list[str]) -> NetprismCLI:
         return NetprismCLI(
             [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])],
             goes_on=known.ckpt_path is not None
-            or started_again(),  # a run that was stopped before its first checkpoint starts afresh
+            or is_restart(),  # a run that was stopped before its first checkpoint starts afresh
         )
 
 

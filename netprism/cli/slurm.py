@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from netprism.runs.folder import finished_runs, runs_root, shown
+from netprism.runs.folder import display_path, finished_runs, runs_root
 
 TEACHER = "netprism.runs.teachers.trained"
 
@@ -168,8 +168,8 @@ def _hand_over(job: Job, before: list[str], dry_run: bool) -> str:
         raise SlurmError(f"sbatch refused {job.experiment}: {' '.join(result.stderr.split())}")
     number = result.stdout.strip().partition(";")[0]  # with several clusters their name follows
     print(f"job {number}  {job.experiment}{'  after ' + ', '.join(before) if before else ''}")
-    print(f"  log  {shown(runs_root() / 'slurm' / f'{number}.out')}")
-    print(f"  run  {shown(runs_root() / job.experiment / number)}")
+    print(f"  log  {display_path(runs_root() / 'slurm' / f'{number}.out')}")
+    print(f"  run  {display_path(runs_root() / job.experiment / number)}")
     return number
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
-from netprism.runs.folder import RUN, finished_runs, shown
+from netprism.runs.folder import RUN, display_path, finished_runs
 from netprism.runs.teachers import UNTRAINED, checkpoint_of
 
 FACTORY = "netprism.runs.teachers.trained"
 
 
-def name_teachers(config: Namespace, may_train: bool) -> None:
+def resolve_teachers(config: Namespace, may_train: bool) -> None:
     """Writes the checkpoint of each trained network into a config, so that the run says for ever which one it was.
 
     One that is missing is trained first, in a process and a run of its own. A dry run takes it untrained.
@@ -38,7 +38,7 @@ def name_teachers(config: Namespace, may_train: bool) -> None:
             continue
         if may_train and not finished_runs(experiment) and not _is_one_of_many():
             _train(experiment, config)
-        options["checkpoint"] = shown(checkpoint_of(experiment))
+        options["checkpoint"] = display_path(checkpoint_of(experiment))
 
 
 def _named_by_experiment(node: Any) -> Iterator[Any]:  # noqa: ANN401 - a part of a config

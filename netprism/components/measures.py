@@ -138,7 +138,7 @@ def quantities(found: Mapping[str, Components]) -> dict[str, float]:
     return values
 
 
-class ComponentMeter:
+class ComponentMetric:
     """Measures `Components` of samples that come in batches, on one process or many.
 
     Nothing is kept but moments, 16 bytes a feature dimension for each order, and 2^L + 2 L + 2 sums.

@@ -79,7 +79,7 @@ class Reliability:
         ]
 
 
-class ReliabilityMeter:
+class ReliabilityMetric:
     """Measures `Reliability` in one pass: all of it follows from the covariance of psi, Phi and f together.
 
     The target is the first network. Cost: D^2 multiply-adds a sample and position, D = L (d + c) + c channels for L

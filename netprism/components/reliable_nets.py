@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netprism.components.disentangler import DisentanglerNet, Disentanglers
 from netprism.components.reliability import check_width, cycle_loss, mean_trip
-from netprism.components.reliability_meter import Reliability, ReliabilityMeter
+from netprism.components.reliability_meter import Reliability, ReliabilityMetric
 
 
 class WideDisentangler(nn.Module):
@@ -130,11 +130,11 @@ class ReliableNets(nn.Module):
         """Inputs (N, ...) to psi^(l) and Phi^(l), one of each for each order."""
         return [net(x) for net in self.wide_nets], self.own(x)
 
-    def meter(self, rounds: int, refit: bool) -> ReliabilityMeter:
+    def meter(self, rounds: int, refit: bool) -> ReliabilityMetric:
         """A meter of what `forward` gives."""
         trips = [net.learned_trips for net in self.wide]
         learned = [trip for trip in trips if trip is not None]
-        return ReliabilityMeter(
+        return ReliabilityMetric(
             self.own.orders, [net.head_matrices for net in self.wide], rounds, refit, learned if learned else None
         )
 

@@ -24,16 +24,16 @@ class Decoder(nn.Module):
 
     Args:
         feature_shape: (C, H, W) or (d,) of the features of one image.
-        image_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images.
         width: channels at the size of the image; twice as many at half of it, at most four times.
         blocks: residual blocks.
 
     Raises:
-        ValueError: `feature_shape` or `image_shape` is none of these, or there is not one block; in the forward pass,
+        ValueError: `feature_shape` or `input_shape` is none of these, or there is not one block; in the forward pass,
             features of another shape, as those of another layer are.
 
     Shape:
-        (N, *feature_shape) to (N, *image_shape).
+        (N, *feature_shape) to (N, *input_shape).
 
     Source: "Quantifying Layerwise Information Discarding of Neural Networks and Beyond", section 4, which leaves the
     widths open.
@@ -48,19 +48,19 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, feature_shape: tuple[int, ...], image_shape: tuple[int, int, int], width: int = 32, blocks: int = 6
+        self, feature_shape: tuple[int, ...], input_shape: tuple[int, int, int], width: int = 32, blocks: int = 6
     ) -> None:
         super().__init__()
         if len(feature_shape) not in (1, 3) or min(feature_shape) < 1:
             raise ValueError(f"features of an image have the shape {feature_shape}; expected (C, H, W) or (d,)")
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"images have the shape {image_shape}; expected (C, H, W)")
+        if len(input_shape) != 3 or min(input_shape) < 1:
+            raise ValueError(f"images have the shape {input_shape}; expected (C, H, W)")
         if blocks < 1 or width < 1:
             raise ValueError(f"width is {width} and blocks is {blocks}; both must be at least 1")
-        self.feature_shape, self.image_shape = tuple(feature_shape), tuple(image_shape)
+        self.feature_shape, self.input_shape = tuple(feature_shape), tuple(input_shape)
         without_pixels = math.prod(feature_shape[1:]) == 1
-        grid = tuple(math.ceil(side / 16) for side in image_shape[1:]) if without_pixels else feature_shape[1:]
-        doublings = min(_doublings(grid, image_shape[1:]), blocks)
+        grid = tuple(math.ceil(side / 16) for side in input_shape[1:]) if without_pixels else feature_shape[1:]
+        doublings = min(_doublings(grid, input_shape[1:]), blocks)
         widths = [width * min(2 ** max(doublings - done, 0), _LARGEST_FACTOR) for done in range(blocks + 1)]
         from_features = _from_vector if without_pixels else _from_map
         self.stem = from_features(feature_shape[0], widths[0], grid)
@@ -68,10 +68,10 @@ class Decoder(nn.Module):
             _Block(before, after, doubles=done < doublings) for done, (before, after) in enumerate(pairwise(widths))
         )
         kaiming_convs(self)
-        self.to_image = nn.Conv2d(width, image_shape[0], kernel_size=3, padding=1)
+        self.to_image = nn.Conv2d(width, input_shape[0], kernel_size=3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (N, *feature_shape) to images (N, *image_shape)."""
+        """Features (N, *feature_shape) to images (N, *input_shape)."""
         if features.shape[1:] != self.feature_shape:
             raise ValueError(
                 f"a decoder of features {self.feature_shape} was given {tuple(features.shape[1:])}, another layer's?"
@@ -79,8 +79,8 @@ class Decoder(nn.Module):
         x = self.stem(features)
         for block in self.blocks:
             x = block(x)
-        if x.shape[2:] != self.image_shape[1:]:
-            x = F.interpolate(x, size=self.image_shape[1:], mode="bilinear", align_corners=False)
+        if x.shape[2:] != self.input_shape[1:]:
+            x = F.interpolate(x, size=self.input_shape[1:], mode="bilinear", align_corners=False)
         images: Tensor = self.to_image(x)
         return images
 

@@ -1,7 +1,7 @@
 """The largest noise on an image that leaves the features of a layer about where they are: sigma, one number a unit.
 
 x' = x + sigma delta with delta ~ N(0, I), and E ||h(x') - h(x)||^2 = budget. Among all such sigma the one of the
-largest entropy is wanted: to first order in closed form (`fill_sigma`), else by descent from there (`optimize_sigma`).
+largest entropy is wanted: to first order in closed form (`water_filling_sigma`), else by descent from there (`optimize_sigma`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEAR = 0.05  # a change of sigma by less leaves the constraint right to its squ
 PRECISION = 0.015  # relative standard error to which an optimised sigma meets the constraint, and is found to
 
 
-def fill_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) -> Tensor:
+def water_filling_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) -> Tensor:
     """Sigma of the largest sum of log sigma_i with sum_i sigma_i^2 ||J_:,i||^2 = budget and sigma_i <= max_sigma.
 
     sigma_i^2 = min(max_sigma^2, mu / ||J_:,i||^2). Without a cap in reach mu = budget / n, which is the paper's case.
@@ -38,7 +38,7 @@ def fill_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) -> Tensor:
         Sigma `(N, ...)` in float64; all at the cap where even that does not use the budget up.
 
     Example:
-        >>> fill_sigma(torch.tensor([[1.0, 4.0, 0.0]]), budget=0.5, max_sigma=2.0)
+        >>> water_filling_sigma(torch.tensor([[1.0, 4.0, 0.0]]), budget=0.5, max_sigma=2.0)
         tensor([[0.5000, 0.2500, 2.0000]], dtype=torch.float64)
     """
     costs = norms.double().flatten(1) * max_sigma**2  # what each unit would use at the cap
@@ -122,7 +122,7 @@ def optimize_sigma(
         model: called as `model(x)`, in eval mode.
         layer: a name as `netprism.taps.tap` takes it.
         x: images `(N, ...)`; each is optimised by itself.
-        sigma: where to start, `(N, ...)`, with 1 where units share theirs; best the closed form of `fill_sigma`.
+        sigma: where to start, `(N, ...)`, with 1 where units share theirs; best the closed form of `water_filling_sigma`.
         budget: alpha delta_f^2, > 0.
         entropy: (images `(n, ...)`, features of x' `(n, noises, ...)`) -> nats `(n,)` to be maximised, differentiable
             in the features; None for sum_i log sigma_i.

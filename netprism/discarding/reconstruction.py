@@ -31,7 +31,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from netprism.discarding.noise import fill_sigma, optimize_sigma
+from netprism.discarding.noise import optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import as_images, column_norms, evaluating, features_of
 
 Center = Literal["input", "reconstruction"]
@@ -173,7 +173,7 @@ class _Path:
 
 def _maximise(path: _Path, x: Tensor, norms: Tensor, budget: float, steps: int, max_sigma: float, draw: Draw) -> Tensor:
     """Expectation-maximisation, from the sigma of the largest entropy of x'; float64, of the shape of x."""
-    sigma = fill_sigma(norms, budget, max_sigma)
+    sigma = water_filling_sigma(norms, budget, max_sigma)
     expected = path.expected(x).unsqueeze(1)
     for _ in range(steps):
         delta = draw()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from netprism.discarding.concentration import concentration
-from netprism.discarding.noise import PRECISION, feature_change, fill_sigma, optimize_sigma
+from netprism.discarding.noise import PRECISION, feature_change, optimize_sigma, water_filling_sigma
 from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sensitivity import as_images, column_norms, evaluating, feature_scale
 
@@ -127,7 +127,7 @@ def strict_information_discarding(
     """SID of images in one layer or in several.
 
     `linear`: sigma_i^2 = alpha delta_f^2 / (n ||J_:,i||^2), the largest entropy to first order, with the column norms
-    of the Jacobian J from random vector-Jacobian products; `netprism.discarding.noise.fill_sigma` where the cap is
+    of the Jacobian J from random vector-Jacobian products; `netprism.discarding.noise.water_filling_sigma` where the cap is
     reached. `optimized`: `netprism.discarding.noise.optimize_sigma` from there, for the features as they are.
 
     The model is run in eval mode; its flags, buffers and gradients, and all global random state, are left as they were.
@@ -201,12 +201,12 @@ def _closed_form(norms: Tensor, budget: float, max_sigma: float) -> tuple[Tensor
 
     The logarithm of an estimate is low on average, by 1 / S for S products; the jackknife over groups takes that out.
     """
-    whole = fill_sigma(norms.mean(0), budget, max_sigma).log()
+    whole = water_filling_sigma(norms.mean(0), budget, max_sigma).log()
     groups = len(norms)
     if groups == 1:
         return whole.exp(), torch.full_like(whole.flatten(1)[:, 0], torch.nan)
     rest = (norms.sum(0) - norms).clamp(min=0) / (groups - 1)  # without each of the groups in turn
-    without = fill_sigma(rest.flatten(0, 1), budget, max_sigma).log().view(norms.shape)
+    without = water_filling_sigma(rest.flatten(0, 1), budget, max_sigma).log().view(norms.shape)
     log_sigma = (groups * whole - (groups - 1) * without.mean(0)).clamp(max=math.log(max_sigma))
     return log_sigma.exp(), (groups - 1) ** 0.5 * without.flatten(2).mean(2).std(0, correction=0)
 

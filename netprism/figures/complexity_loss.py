@@ -58,22 +58,22 @@ def lambda_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Entropy, accuracy and over-fitting against lambda, and accuracy against entropy, with f and without.
 
     Args:
-        rows: one a training: `lambda_`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
+        rows: one a training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
             means over seeds, bands from the lowest to the highest; lambda = 0 stands at the left end.
     """
     figure = Figure(figsize=(17, 3.6), layout="constrained")
     *swept, trade = panels(figure, 1, 4, 4)
     for prior_only, label, color in ((0, "f + log q", "C0"), (1, "log q alone", "C1")):
-        own = [row for row in rows if row["prior_only"] == prior_only or row["lambda_"] == 0]
-        lambdas = sorted({row["lambda_"] for row in own})
+        own = [row for row in rows if row["prior_only"] == prior_only or row["weight"] == 0]
+        lambdas = sorted({row["weight"] for row in own})
         for axes, (key, title) in zip(swept, _SWEPT, strict=True):
             _band(
-                axes, lambdas, [[row[key] for row in own if row["lambda_"] == value] for value in lambdas], color, label
+                axes, lambdas, [[row[key] for row in own if row["weight"] == value] for value in lambdas], color, label
             )
             axes.set_title(title, fontsize="medium")
             axes.set_xlabel("λ")
         means = [
-            [np.mean([row[key] for row in own if row["lambda_"] == v]) for v in lambdas] for key in ("H", "accuracy")
+            [np.mean([row[key] for row in own if row["weight"] == v]) for v in lambdas] for key in ("H", "accuracy")
         ]
         trade.plot(*means, "o-", color=color, markersize=4, label=label)
         trade.scatter([row["H"] for row in own], [row["accuracy"] for row in own], s=6, color=color, alpha=0.4)

@@ -78,7 +78,7 @@ def draw(
         images: `(n, channels, H, W)` that are drawn on, or None.
         last: layer -> rows and columns of its regions, and the knowledge points of the images and others.
         folder: is made.
-        name: of the probe.
+        name: of the monitor.
     """
     paths = [save(curves(history, list(frames[-1]["layers"])), folder / f"{name}_points.png")]
     if images is not None and last:

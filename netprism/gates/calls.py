@@ -26,7 +26,7 @@ from netprism.gates.pooling import max_pool_gates
 from netprism.module_names import module_names, run_eagerly
 
 KINDS = ("relu", "max_pool", "dropout")
-Feeder = Literal["conv", "linear"]
+PrecedingOp = Literal["conv", "linear"]
 
 # By name and not by function: F.relu, torch.relu, torch.relu_ and Tensor.relu_ are four functions and one operation.
 _CLAMPS = {"hardtanh", "clamp", "clip", "clamp_min", "threshold"}  # a ReLU at lower bound 0; nn.ReLU6 is F.hardtanh
@@ -44,7 +44,7 @@ _KIND_OF = {
     **dict.fromkeys(_DROPOUTS, "dropout"),
 }
 _ATTENTION = {"scaled_dot_product_attention": 4, "multi_head_attention_forward": 10}  # where dropout_p is
-_FEEDER_OF: dict[str, Feeder] = {
+_FEEDER_OF: dict[str, PrecedingOp] = {
     **dict.fromkeys((f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3)), "conv"),
     **dict.fromkeys(("linear", "matmul", "addmm", "mm"), "linear"),
 }
@@ -67,7 +67,7 @@ class GateCall:
         kind: one of `KINDS`.
         operation: torch's name of the call, `relu`, `gelu`, `max_pool2d`, ...
         input: the operation's input with its autograd history, not yet overwritten by an in-place form.
-        fed_by: the kind of the last weighted operation before the call in this forward pass, None if there was none.
+        preceded_by: the kind of the last weighted operation before the call in this forward pass, None if there was none.
         rerun: the same call on another input.
     """
 
@@ -75,7 +75,7 @@ class GateCall:
     kind: str
     operation: str
     input: Tensor
-    fed_by: Feeder | None
+    preceded_by: PrecedingOp | None
     rerun: Callable[[Tensor], Tensor]
     arguments: tuple[Any, ...]
     options: dict[str, Any]
@@ -158,7 +158,7 @@ class _GateWatcher(TorchFunctionMode):
 
     def _start_of_pass(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._fed_by: Feeder | None = None
+        self._fed_by: PrecedingOp | None = None
 
     def enter(self, module: nn.Module, args: Any) -> None:  # noqa: ANN401 - torch's signature
         if module is self._model and not self._modules:
@@ -193,7 +193,7 @@ class _GateWatcher(TorchFunctionMode):
             kind=_KIND_OF[operation],
             operation=operation,
             input=x,
-            fed_by=self._fed_by,
+            preceded_by=self._fed_by,
             rerun=lambda other: func(other, *arguments, **options),
             arguments=arguments,
             options=options,

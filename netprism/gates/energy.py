@@ -158,7 +158,7 @@ class GateEnergy(nn.Module):
     Example:
         >>> energy = GateEnergy((8,))
         >>> gates = torch.rand(16, 8, generator=torch.Generator().manual_seed(0)) < 0.3
-        >>> loss = energy.fit_loss(gates)
+        >>> loss = energy.contrastive_step(gates)
         >>> loss.shape, energy.log_prob_unnormalized(gates).shape
         (torch.Size([]), torch.Size([16]))
     """
@@ -225,7 +225,7 @@ class GateEnergy(nn.Module):
         p = self._clamped_rates()
         return torch.log(1 - p + gates * (2 * p - 1)).flatten(1).sum(1)
 
-    def fit_loss(self, gates: Tensor) -> Tensor:
+    def contrastive_step(self, gates: Tensor) -> Tensor:
         """Takes the gates of a batch into the rates, moves the chains, and returns the loss of one contrastive step.
 
         Its gradient is that of -mean log p(gates). With `torch.distributed`, gates differ between processes and the

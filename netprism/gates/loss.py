@@ -254,7 +254,7 @@ class ComplexityLoss(nn.Module):
     def _fit(self, gates: Mapping[str, Tensor]) -> None:
         """One contrastive step of all energy models, the network frozen."""
         with torch.enable_grad():
-            losses = [energy.fit_loss(gates[name].detach()) for name, energy in self._energies.items()]
+            losses = [energy.contrastive_step(gates[name].detach()) for name, energy in self._energies.items()]
         if self._optimizer is None:
             return
         parameters = self._parameters_of_energies()

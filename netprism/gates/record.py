@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netprism.gates.calls import KINDS, Feeder, GateCall, check_kinds, watch_gates
+from netprism.gates.calls import KINDS, GateCall, PrecedingOp, check_kinds, watch_gates
 from netprism.gates.packing import PackedGates
 
 __all__ = [
@@ -29,7 +29,7 @@ class GatingLayer:
     """What is known of a recorded layer: its kind (of `KINDS`), what feeds it, and the shape of one sample's gates."""
 
     kind: str
-    fed_by: Feeder | None
+    preceded_by: PrecedingOp | None
     shape: tuple[int, ...]
 
 
@@ -64,7 +64,7 @@ class GateRecord:
         if self._passes and call.layer not in self.layers:
             return
         gates = PackedGates.pack(call.gates())
-        layer = GatingLayer(call.kind, call.fed_by, gates.shape)
+        layer = GatingLayer(call.kind, call.preceded_by, gates.shape)
         # amin passes NaN on, and takes a 20th of the time of isnan().any()
         x = call.input.detach()
         self._pass[call.layer] = (layer, gates, (x.amin() if x.numel() else x.sum()).isnan())

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2111.03505.
 from netprism.knowledge.importance import RegionalImportance, region_features, regional_importance
 from netprism.knowledge.mixture import Mixture, fit_mixture, log_posterior
 from netprism.knowledge.points import KnowledgePoints, knowledge_points
-from netprism.knowledge.region_projection import RegionMap, fit_region_map
+from netprism.knowledge.region_projection import RegionProjector, fit_region_projection
 from netprism.knowledge.sample_projection import Projection, fit_projection, soft_targets, strength_correlation
 from netprism.knowledge.vmf import fit_kappa, kappa_of_strength, log_normalizer, mean_resultant_length
 
@@ -15,12 +15,12 @@ __all__ = [  # in reading order
     "KnowledgePoints",
     "Mixture",
     "Projection",
-    "RegionMap",
+    "RegionProjector",
     "RegionalImportance",
     "fit_kappa",
     "fit_mixture",
     "fit_projection",
-    "fit_region_map",
+    "fit_region_projection",
     "kappa_of_strength",
     "knowledge_points",
     "log_normalizer",

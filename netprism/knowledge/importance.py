@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netprism.distributed import everywhere, own_numbers
+from netprism.distributed import all_gather_object, rank_indices
 from netprism.knowledge.points import KnowledgePoints, knowledge_points
 from netprism.knowledge.sample_projection import soft_targets
 
@@ -53,7 +53,7 @@ def regional_importance(
     *,
     of: Tensor | None = None,
     concentration: float | None = None,
-    similarity_concentration: float = 5.0,
+    similarity_kappa: float = 5.0,
     temperature: float = 4.0,
     steps: int = 20,
     others: int = 100,
@@ -84,7 +84,7 @@ def regional_importance(
         of: indices `(n,)` of the samples whose importance is wanted; None: all. Values depend on these neither in what
             they are compared with nor in the order; only rounding may differ.
         concentration: kappa'; None: 2 K.
-        similarity_concentration: kappa_p.
+        similarity_kappa: kappa_p.
         temperature: T.
         steps: of the gradient descent.
         others: samples to compare with in one step; all if there are fewer.
@@ -115,7 +115,7 @@ def regional_importance(
     chosen = torch.arange(count, device=units.device) if of is None else of.to(units.device)
     draws = list(_draws(count, steps, others, seed, units.device))
 
-    descent = _Descent(units, similarity_concentration * similarity, kappa, learning_rate, momentum, memory)
+    descent = _Descent(units, similarity_kappa * similarity, kappa, learning_rate, momentum, memory)
     group = max(1, memory // (8 * len(draws[0]) * regions**2))
     w, v = zip(*(descent.run(samples, draws) for samples in chosen.split(group)), strict=True)
     return RegionalImportance(torch.cat(w), torch.cat(v))
@@ -135,18 +135,18 @@ def shared_importance(regions: Tensor, logits: Tensor, **options: Any) -> Tensor
     features, groups = regions.transpose(1, 2), torch.arange(len(regions)).split(_GROUP)
     own = {
         number: regional_importance(features, logits, of=groups[number], **options).regions.cpu()
-        for number in own_numbers(len(groups))
+        for number in rank_indices(len(groups))
     }
-    shares = {number: w for share in everywhere(own) for number, w in share.items()}
+    shares = {number: w for share in all_gather_object(own) for number, w in share.items()}
     return torch.cat([shares[number] for number in range(len(groups))]).to(regions.device)
 
 
-def region_features(features: Tensor, max_side: int | None = None) -> Tensor:
+def region_features(features: Tensor, max_grid: int | None = None) -> Tensor:
     """A layer's features as one vector for each region, row by row.
 
     Args:
         features: `(N, K, H, W)`; `(N, K, R)`; `(N, K)`, which is one region.
-        max_side: larger maps are averaged over cells to at most so many rows and columns.
+        max_grid: larger maps are averaged over cells to at most so many rows and columns.
 
     Returns:
         `(N, R, K)`, float32 unless the features are float64.
@@ -160,8 +160,8 @@ def region_features(features: Tensor, max_side: int | None = None) -> Tensor:
         raise ValueError("features have values that are NaN or infinite")
     if features.dtype != torch.float64:
         features = features.float()
-    if features.ndim == 4 and max_side is not None and max(features.shape[2:]) > max_side:
-        features = F.adaptive_avg_pool2d(features, (min(features.shape[2], max_side), min(features.shape[3], max_side)))
+    if features.ndim == 4 and max_grid is not None and max(features.shape[2:]) > max_grid:
+        features = F.adaptive_avg_pool2d(features, (min(features.shape[2], max_grid), min(features.shape[3], max_grid)))
     return features.reshape(*features.shape[:2], -1).transpose(1, 2).contiguous()
 
 

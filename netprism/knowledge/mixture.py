@@ -44,11 +44,11 @@ def log_posterior(
         tensor([[0.9921, 0.0079],
                 [0.5030, 0.4970]])
     """
-    evidence = concentrated(features, kappa_max, noise) @ F.normalize(directions, dim=-1).T
+    evidence = natural_parameters(features, kappa_max, noise) @ F.normalize(directions, dim=-1).T
     return torch.log_softmax(evidence + priors.log(), dim=-1)
 
 
-def concentrated(features: Tensor, kappa_max: float, noise: float = 1.0) -> Tensor:
+def natural_parameters(features: Tensor, kappa_max: float, noise: float = 1.0) -> Tensor:
     """kappa(l) o of features l o, `(..., d)`: as long as their direction is certain, up to kappa_max."""
     strengths = features.norm(dim=-1)
     kappa = kappa_of_strength(strengths, features.shape[-1], kappa_max, noise)

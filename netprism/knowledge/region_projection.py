@@ -25,7 +25,7 @@ from netprism.knowledge.vmf import kappa_of_strength, log_normalizer
 _FIRST_DEVIATION = 0.01  # as of the sample projection: strengths begin below 1
 
 
-class RegionMap(nn.Module):
+class RegionProjector(nn.Module):
     """The linear map from regional features to h.
 
     Args:
@@ -63,7 +63,7 @@ def similarity_loss(
     similarity: Tensor,
     *,
     kappa_max: float = 1000.0,
-    similarity_concentration: float = 5.0,
+    similarity_kappa: float = 5.0,
 ) -> Tensor:
     """L_similarity: the Kullback-Leibler divergence of the regions' similarity of samples from the network's.
 
@@ -75,7 +75,7 @@ def similarity_loss(
         importance: w, `(N, R)`.
         similarity: cos(p', p), `(N, N)`.
         kappa_max: concentration of regions without noise.
-        similarity_concentration: kappa_p.
+        similarity_kappa: kappa_p.
 
     Returns:
         A scalar in nats, >= 0. Each sample is compared with the others only.
@@ -92,7 +92,7 @@ def similarity_loss(
     log_q = torch.einsum("ar,abr->ab", importance, log_density)
     same = torch.eye(n, dtype=torch.bool, device=log_q.device)
     log_q = log_q.masked_fill(same, -torch.inf).log_softmax(dim=0).masked_fill(same, 0)
-    log_p = (similarity_concentration * similarity).masked_fill(same, -torch.inf).log_softmax(dim=0)
+    log_p = (similarity_kappa * similarity).masked_fill(same, -torch.inf).log_softmax(dim=0)
     p = log_p.exp()
     return (p * (log_p.masked_fill(same, 0) - log_q)).sum(dim=0).mean()
 
@@ -133,7 +133,7 @@ def matching_regions(regions: Tensor, memory: int = MEMORY) -> Tensor:
     return matches
 
 
-def fit_region_map(
+def fit_region_projection(
     regions: Tensor,
     samples: Tensor,
     importance: Tensor,
@@ -147,7 +147,7 @@ def fit_region_map(
     kappa_max: float = 1000.0,
     temperature: float = 4.0,
     seed: int = 0,
-) -> RegionMap:
+) -> RegionProjector:
     """Fits Lambda to the features of one layer by Adam, on random batches of the samples.
 
     Cost: K N^2 R^2 multiply-adds for the matches, then some 50 B^2 R d' a step for batches of B. Memory: 2 N^2 R bytes
@@ -172,7 +172,7 @@ def fit_region_map(
         The map, with its gradient switched off.
     """
     draws = torch.Generator().manual_seed(seed)
-    region_map = RegionMap(regions.shape[2], samples.shape[1], draws).to(regions)
+    region_map = RegionProjector(regions.shape[2], samples.shape[1], draws).to(regions)
     region_map.set_scale(regions)
     if start is not None:
         with torch.no_grad():

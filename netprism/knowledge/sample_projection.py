@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netprism.distributed import is_first_process, sum_over_processes
-from netprism.knowledge.mixture import concentrated, log_posterior
+from netprism.distributed import all_reduce_sum, is_rank_zero
+from netprism.knowledge.mixture import log_posterior, natural_parameters
 
 _FIRST_STRENGTH = 0.1  # of a feature of mean length, at most: from 3 and more kappa saturates and KL sticks
 
@@ -153,14 +153,14 @@ def descend(
         ValueError: features of another size, constant or not finite; a KL that is not finite.
     """
     features = _checked(features, projection)
-    count = sum_over_processes(torch.tensor(float(len(features)), dtype=torch.float64, device=features.device))
+    count = all_reduce_sum(torch.tensor(float(len(features)), dtype=torch.float64, device=features.device))
     if projection.scale == 0:
         _start(projection, features, targets, count)
 
     def share() -> tuple[Tensor, Tensor]:
-        weighted = concentrated(projection(features), projection.kappa_max)
+        weighted = natural_parameters(projection(features), projection.kappa_max)
         own = torch.cat([targets.T @ weighted, targets.sum(0).unsqueeze(1)], dim=1)
-        sums = past + sum_over_processes(own)
+        sums = past + all_reduce_sum(own)
         log_q = F.log_softmax(weighted @ F.normalize(sums[:, :-1], dim=1).T + sums[:, -1].log(), dim=1)
         return divergence(targets, log_q).sum() / count, sums.detach()
 
@@ -168,14 +168,14 @@ def descend(
         with torch.enable_grad():
             loss, _ = share()
             (slope,) = torch.autograd.grad(loss, projection.matrix)  # of all processes' losses, by way of this share
-        projection.matrix.grad = sum_over_processes(slope)
-        return sum_over_processes(loss.detach()).item()
+        projection.matrix.grad = all_reduce_sum(slope)
+        return all_reduce_sum(loss.detach()).item()
 
     optimizer.step(closure)
     with torch.no_grad():
         loss, sums = share()
         projection.sums.copy_(sums)
-    value = sum_over_processes(loss).item()
+    value = all_reduce_sum(loss).item()
     if not math.isfinite(value):
         raise ValueError(f"KL is {value} after a step: try a smaller learning rate")
     return value
@@ -219,7 +219,7 @@ def fit_projection(
     _checked(features, projection)  # on all processes, and not only on the one that has a share
     # `descend` adds up over processes: nothing added to all there is leaves it as it is in one process, to the bit. The
     # shares of two would be added in another order, and L-BFGS makes much of little differences.
-    share = slice(None) if is_first_process() else slice(0)
+    share = slice(None) if is_rank_zero() else slice(0)
     descend(projection, features.detach()[share], targets[share], lbfgs([projection.matrix], steps))
     if initial is not None:
         projection.rotate(rotation_onto(projection.directions, initial.directions))
@@ -263,9 +263,9 @@ def _start(projection: Projection, features: Tensor, targets: Tensor, count: Ten
     rounding errors, which differ between one process and two: random ones of a fixed seed take their place. So is the
     sign of each: its largest entry is made positive.
     """
-    scale = sum_over_processes(features.norm(dim=1).sum()) / count
-    mean, means = sum_over_processes(features.sum(0)) / count, sum_over_processes(targets.sum(0)) / count
-    covariance = sum_over_processes((targets - means).T @ (features - mean)) / count
+    scale = all_reduce_sum(features.norm(dim=1).sum()) / count
+    mean, means = all_reduce_sum(features.sum(0)) / count, all_reduce_sum(targets.sum(0)) / count
+    covariance = all_reduce_sum((targets - means).T @ (features - mean)) / count
     _, spread, axes = torch.linalg.svd(covariance, full_matrices=False)
     if not spread[0] > 1e-9 * scale:
         raise ValueError("features are constant, or have nothing to do with the outputs: there is nothing to project")

@@ -10,7 +10,7 @@ from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 
-from netprism.runs.folder import CKPT_WORDS, shown
+from netprism.runs.folder import CKPT_WORDS, display_path
 
 TRAINING = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what Lightning goes on from
 DIFFERENCES = (  # in torch's words, and in ours
@@ -33,15 +33,15 @@ def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401 - anything
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint {shown(path)}")
+        raise FileNotFoundError(f"no checkpoint {display_path(path)}")
     try:
         _check(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise OSError(f"{shown(path)}: {error.strerror or error}") from error
+        raise OSError(f"{display_path(path)}: {error.strerror or error}") from error
     except Exception as error:  # of a damaged file: RuntimeError, EOFError, KeyError, UnpicklingError and others
         fault = f"it {_fault(path, error)}{_other(path)}"
-        raise ValueError(f"{shown(path)} is no file of tensors alone: {fault}") from error
+        raise ValueError(f"{display_path(path)} is no file of tensors alone: {fault}") from error
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -53,7 +53,9 @@ def read_training(path: str | Path) -> dict[str, Any]:
     content: dict[str, Any] = read_checkpoint(path)
     missing = [key for key in TRAINING if not isinstance(content, dict) or key not in content]
     if missing:
-        raise ValueError(f"{shown(path)} is no checkpoint of a training: it has no {missing[0]!r}{_other(Path(path))}")
+        raise ValueError(
+            f"{display_path(path)} is no checkpoint of a training: it has no {missing[0]!r}{_other(Path(path))}"
+        )
     return content
 
 
@@ -63,7 +65,7 @@ def of_another_model(path: str | Path, error: RuntimeError) -> str:
     model = text.partition("state_dict for ")[2].partition(":")[0]
     found = ((re.search(theirs, text), ours) for theirs, ours in DIFFERENCES)
     first = next((ours.format(*match.groups()) for match, ours in found if match), text)
-    return f"{shown(path)} is of another model than this {model}: {first}"
+    return f"{display_path(path)} is of another model than this {model}: {first}"
 
 
 def _check(path: Path) -> None:
@@ -83,5 +85,5 @@ def _fault(path: Path, error: Exception) -> str:
 
 def _other(path: Path) -> str:
     others = (path.with_name(f"{word}.ckpt") for word in CKPT_WORDS)
-    found = [shown(other) for other in others if other != path and other.is_file()]
+    found = [display_path(other) for other in others if other != path and other.is_file()]
     return f"; there is {found[0]}, too" if found else ""

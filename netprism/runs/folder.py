@@ -38,7 +38,7 @@ def scheduler_id() -> str | None:
     return None if job == "none" or re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", job) else job
 
 
-def started_again() -> bool:
+def is_restart() -> bool:
     """Return whether torchrun (`--max-restarts`) starts these processes after a failure of the first ones."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
@@ -48,7 +48,7 @@ def new_id() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
-def agreed_id() -> str:
+def shared_id() -> str:
     """Return a new id, the same one on all processes of torchrun, also after it has started them anew.
 
     Its agent has a store for them, over all nodes.
@@ -69,7 +69,7 @@ def finished_runs(experiment: str) -> list[Path]:
     return [file.parent for file in sorted(done, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
-def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
+def choose_folder(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
     """Choose the folder of a run and the checkpoint it starts from.
 
     The folder is `$NETPRISM_RUN` if set, that of the scheduler's job if there is one, that of the checkpoint if it is
@@ -88,8 +88,8 @@ def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
     job = scheduler_id()
     given = Path(os.environ[RUN]) if os.environ.get(RUN) else home / job if job else None
     if ckpt is None:
-        folder = given or home / agreed_id()
-        return folder, str(path) if started_again() and (path := _ckpt(folder, "last")).is_file() else None
+        folder = given or home / shared_id()
+        return folder, str(path) if is_restart() and (path := _ckpt(folder, "last")).is_file() else None
     if ckpt in CKPT_WORDS:
         found = [path for folder in ([given] if given else home.glob("*")) if (path := _ckpt(folder, ckpt)).is_file()]
         if not found and given:
@@ -100,14 +100,14 @@ def place(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
     elif not (path := Path(ckpt)).is_file():
         raise FileNotFoundError(f"no checkpoint {ckpt!r}; give a file, or one of {', '.join(CKPT_WORDS)}")
     own = path.resolve().parent.parent.parent == home.resolve()
-    return given or (path.parent.parent if own else home / agreed_id()), str(path)
+    return given or (path.parent.parent if own else home / shared_id()), str(path)
 
 
 def _ckpt(folder: Path, word: str) -> Path:
     return folder / "checkpoints" / f"{word}.ckpt"
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def display_path(path: str | os.PathLike[str]) -> str:
     """Return `path` as people would type it: relative if it is below the current folder."""
     full = Path(path).absolute()
     return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
@@ -123,10 +123,12 @@ def open_folder(folder: Path) -> None:
         write_text(folder / ".written", "")
         (folder / ".written").unlink(missing_ok=True)
     except OSError as error:
-        raise OSError(f"run folder {shown(folder)}: {error.strerror}; ${RUNS} can name a place for all runs") from error
+        raise OSError(
+            f"run folder {display_path(folder)}: {error.strerror}; ${RUNS} can name a place for all runs"
+        ) from error
 
 
-def claim(folder: Path) -> None:
+def lock(folder: Path) -> None:
     """Keep other trainings out of a run folder, and remove what a killed one left half written there.
 
     It is the lock of an open file: the system takes it back from a killed process, so that its run can go on at once.
@@ -139,21 +141,23 @@ def claim(folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FileExistsError(f"{shown(folder)}: another training is at work there; ${RUN} names a folder") from error
+        raise FileExistsError(
+            f"{display_path(folder)}: another training is at work there; ${RUN} names a folder"
+        ) from error
     except OSError:
         pass  # a network file system without locks: there it is up to the user
     for left in (*folder.glob(".*.part"), *folder.glob("checkpoints/*.part")):
         left.unlink()
 
 
-def release() -> None:
+def unlock() -> None:
     """Give back what this process has claimed."""
     while _claims:
         os.close(_claims.pop())
 
 
 _claims: list[int] = []
-os.register_at_fork(after_in_child=release)  # else a loader's worker would keep the lock when its parent is killed
+os.register_at_fork(after_in_child=unlock)  # else a loader's worker would keep the lock when its parent is killed
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models
 
 from netprism.runs.checkpoints import read_checkpoint
-from netprism.runs.folder import finished_runs, runs_root, shown
+from netprism.runs.folder import display_path, finished_runs, runs_root
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 UNTRAINED = "untrained"
@@ -68,7 +68,7 @@ def checkpoint_of(experiment: str) -> Path:
         for word in ("best", "last"):
             if (path := run / "checkpoints" / f"{word}.ckpt").is_file():
                 return path
-    where = shown(runs_root() / experiment)
+    where = display_path(runs_root() / experiment)
     raise FileNotFoundError(f"no finished run of {experiment!r} in {where}; make train EXP={experiment} makes one")
 
 
@@ -94,7 +94,7 @@ def build_network(config: Path) -> nn.Module:
     """
     node = OmegaConf.select(OmegaConf.load(config), "model.init_args.net")
     if node is None:
-        raise ValueError(f"{shown(config)} has no network in model.init_args.net")
+        raise ValueError(f"{display_path(config)} has no network in model.init_args.net")
     if isinstance(node, str) and node.endswith((".yaml", ".yml")):
         node = OmegaConf.load(config.parent / node)
     parser = ArgumentParser(exit_on_error=False)
@@ -119,7 +119,7 @@ def load_weights(net: nn.Module, path: Path) -> None:
         if key not in given or key not in own or given[key].shape != own[key].shape:
             there, here = (str(tuple(d[key].shape)) if key in d else "absent" for d in (given, own))
             raise ValueError(
-                f"{shown(path)} is of another network: {prefix}{key} is {there}, in this {type(net).__name__} {here}"
+                f"{display_path(path)} is of another network: {prefix}{key} is {there}, in this {type(net).__name__} {here}"
             )
     net.load_state_dict(given)
 
@@ -128,7 +128,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{shown(path)} holds no state dict")
+        raise ValueError(f"{display_path(path)} holds no state dict")
     return state
 
 

@@ -12,7 +12,7 @@ import torchvision
 from pytorch_lightning.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from strangers import Net, Stranger, fit, images, loaders
+from third_party_modules import Net, Stranger, fit, images, loaders
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,8 +28,8 @@ LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in
 NARROW = (8, 8)  # f of the tests: what they test does not depend on it
 
 
-def penalty(lambda_=1e-2, **options):
-    return ComplexityPenalty(lambda_, **({"widths": NARROW, "chains": 8} | options))
+def penalty(weight=1e-2, **options):
+    return ComplexityPenalty(weight, **({"widths": NARROW, "chains": 8} | options))
 
 
 def trained(*callbacks, folder, module=None, **options):
@@ -67,17 +67,17 @@ def test_lambda_0_is_a_training_without_it_to_the_bit(tmp_path):
 
 
 def test_gating_entropy_beside_it_measures_the_same(tmp_path):
-    probe = {"samples": 12, "at_start": False}
-    _, alone = trained(GatingEntropy(**probe), folder=tmp_path, max_epochs=1)
-    _, beside = trained(penalty(0.0), GatingEntropy(**probe), folder=tmp_path, max_epochs=1)
+    monitor = {"samples": 12, "measure_untrained": False}
+    _, alone = trained(GatingEntropy(**monitor), folder=tmp_path, max_epochs=1)
+    _, beside = trained(penalty(0.0), GatingEntropy(**monitor), folder=tmp_path, max_epochs=1)
     assert alone.callback_metrics["gates/H"] == beside.callback_metrics["gates/H"]
 
 
 def test_the_complexity_falls_with_lambda(tmp_path):
     values = {}
-    for lambda_ in (0.0, 0.1):
-        _, trainer = digits(penalty(lambda_, prior_only=True), folder=tmp_path / str(lambda_), epochs=4)
-        values[lambda_] = logged(trainer)["penalty/complexity"]
+    for weight in (0.0, 0.1):
+        _, trainer = digits(penalty(weight, prior_only=True), folder=tmp_path / str(weight), epochs=4)
+        values[weight] = logged(trainer)["penalty/complexity"]
     assert values[0.1] < 0.8 * values[0.0]
 
 
@@ -437,8 +437,8 @@ def test_leaves_the_module_as_it_was(tmp_path):
 
 def test_what_cannot_be_is_said_in_a_line(tmp_path):
     for options, message in (
-        ({"lambda_": -1e-3}, "lambda_ is -0.001; expected a weight >= 0"),
-        ({"lambda_": float("nan")}, "lambda_ is nan; expected a weight >= 0"),
+        ({"weight": -1e-3}, "weight is -0.001; expected a weight >= 0"),
+        ({"weight": float("nan")}, "weight is nan; expected a weight >= 0"),
         ({"every_n_steps": 0}, "every_n_steps is 0; expected a number >= 1"),
         ({"warmup_steps": -1}, "warmup_steps is -1; expected a number >= 0"),
         ({"beta": -1}, "beta is -1; expected a number > 0"),

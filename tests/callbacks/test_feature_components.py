@@ -6,11 +6,11 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.loggers import CSVLogger
-from strangers import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, fit, images
 from torch import nn
 
 from netprism.callbacks import FeatureComponents
-from netprism.components.measures import ComponentMeter
+from netprism.components.measures import ComponentMetric
 from netprism.lightning_modules import Disentangler
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # a teacher, on purpose
@@ -25,7 +25,7 @@ def no_pictures(request, monkeypatch):
         monkeypatch.setattr("netprism.figures.components.draw", lambda *_: [])
 
 
-def probe(**options):
+def monitor(**options):
     return FeatureComponents(**({"layer": "norm", "orders": ORDERS, "width": 1 / 64, "steps": 6} | options))
 
 
@@ -44,14 +44,14 @@ def keys(labels=True):
 
 
 def test_the_key_set_is_exact(tmp_path):
-    assert set(values_of(fit(Stranger(), probe(), folder=tmp_path))) == keys()
-    without = probe(unpack=lambda batch: (batch[0], None))
+    assert set(values_of(fit(Stranger(), monitor(), folder=tmp_path))) == keys()
+    without = monitor(unpack=lambda batch: (batch[0], None))
     assert set(values_of(fit(Stranger(), without, folder=tmp_path))) == keys(labels=False)
 
 
 @pytest.mark.parametrize("layer", ["norm", "model.norm", "fc1"])
 def test_the_values_are_those_of_the_trained_network(tmp_path, layer):
-    module, mine = Stranger(), probe(layer=layer, batch_size=8)
+    module, mine = Stranger(), monitor(layer=layer, batch_size=8)
     values = values_of(fit(module, mine, folder=tmp_path))
     x, y = images().tensors
     module.eval()
@@ -90,7 +90,7 @@ def state_after_training(folder, *callbacks):
 
 
 def test_training_with_the_probe_is_bitwise_the_same(tmp_path):
-    state, numbers = state_after_training(tmp_path, probe(every_n_epochs=1, at_start=True))
+    state, numbers = state_after_training(tmp_path, monitor(every_n_epochs=1, measure_untrained=True))
     alone, expected = state_after_training(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(state, alone, strict=True))
     assert torch.equal(numbers, expected)
@@ -107,7 +107,7 @@ class SameBatches(Stranger):
 def test_two_processes_give_the_numbers_of_one(tmp_path, steps):
     def values(**options):
         torch.manual_seed(1)
-        mine = probe(layer="0.norm", steps=steps, batch_size=8, images=2)
+        mine = monitor(layer="0.norm", steps=steps, batch_size=8, images=2)
         module = SameBatches(nn.Sequential(Net()))
         module.model[0].norm.momentum = 0.0
         return values_of(fit(module, mine, folder=tmp_path, max_epochs=1, **options))
@@ -119,22 +119,22 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, steps):
 
 
 def test_measured_at_the_end_only_unless_asked_for(tmp_path):
-    mine = probe()
+    mine = monitor()
     fit(Stranger(), mine, folder=tmp_path, max_epochs=3)
     assert [row["epoch"] for row in mine.history] == [2]
-    mine = probe(every_n_epochs=2, at_start=True)
+    mine = monitor(every_n_epochs=2, measure_untrained=True)
     fit(Stranger(), mine, folder=tmp_path, max_epochs=3)
     assert [row["epoch"] for row in mine.history] == [-1, 1, 2]
 
 
 def test_distillation_goes_on_where_the_last_one_ended(tmp_path):
-    mine = probe(every_n_epochs=1, steps=10, learning_rate=1e-2)
+    mine = monitor(every_n_epochs=1, steps=10, learning_rate=1e-2)
     fit(Stranger(learning_rate=0.0), mine, folder=tmp_path, max_epochs=4)
     unexplained = [row["unexplained/4"] for row in mine.history]
     assert unexplained == sorted(unexplained, reverse=True)
     assert unexplained[-1] < 0.95 * unexplained[0]
     state = mine.state_dict()
-    resumed = probe()
+    resumed = monitor()
     resumed.load_state_dict(state)
     nets = resumed._made((1, 8, 8), (4, 6, 6))
     assert all(torch.equal(a, b) for a, b in zip(nets.parameters(), mine._nets.parameters(), strict=True))
@@ -142,7 +142,7 @@ def test_distillation_goes_on_where_the_last_one_ended(tmp_path):
 
 
 def test_pictures_and_tables(tmp_path):
-    mine = probe(every_n_epochs=1)
+    mine = monitor(every_n_epochs=1)
     trainer = fit(Stranger(), mine, folder=tmp_path, logger=CSVLogger(tmp_path))
     folder = tmp_path / "lightning_logs" / "version_0"
     pictures = sorted(path.name for path in (folder / "figures").iterdir())
@@ -161,7 +161,7 @@ def test_pictures_and_tables(tmp_path):
 
 
 def test_a_dry_run_is_short_and_leaves_nothing(tmp_path):
-    mine = probe(steps=10_000)
+    mine = monitor(steps=10_000)
     fit(Stranger(), mine, folder=tmp_path, fast_dev_run=True)
     assert len(mine.history) == 1
     assert not list(tmp_path.iterdir())
@@ -177,7 +177,7 @@ def test_measures_the_nets_of_a_disentangler(tmp_path):
     assert mine._nets is None
     x, y = images().tensors
     module.eval()
-    meter = ComponentMeter(ORDERS)
+    meter = ComponentMetric(ORDERS)
     with torch.no_grad():
         module.split.find_head(x)
         meter.update(module.split.feature(x), module(x), module.split.head, y)
@@ -188,12 +188,12 @@ def test_measures_the_nets_of_a_disentangler(tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_other_precisions(tmp_path, precision):
-    values = values_of(fit(Stranger(), probe(), folder=tmp_path, max_epochs=1, precision=precision))
+    values = values_of(fit(Stranger(), monitor(), folder=tmp_path, max_epochs=1, precision=precision))
     assert 0 < values["unexplained/4"] < 100
 
 
 def test_two_instances_do_not_collide(tmp_path):
-    trainer = fit(Stranger(), probe(name="one"), probe(name="two", layer="fc1"), folder=tmp_path, max_epochs=1)
+    trainer = fit(Stranger(), monitor(name="one"), monitor(name="two", layer="fc1"), folder=tmp_path, max_epochs=1)
     assert values_of(trainer, "one").keys() == values_of(trainer, "two").keys() == keys()
 
 
@@ -209,13 +209,13 @@ def test_two_instances_do_not_collide(tmp_path):
 )
 def test_bad_options_are_named_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        probe(**options)
+        monitor(**options)
 
 
 def test_bad_layers_and_heads_are_named(tmp_path):
     with pytest.raises(ValueError, match="layer is None; name the layer of Stranger"):
-        fit(Stranger(), probe(layer=None), folder=tmp_path)
+        fit(Stranger(), monitor(layer=None), folder=tmp_path)
     with pytest.raises(ValueError, match="Stranger has no layer 'model.nrm', did you mean 'model.norm'"):
-        fit(Stranger(), probe(layer="nrm"), folder=tmp_path)
+        fit(Stranger(), monitor(layer="nrm"), folder=tmp_path)
     with pytest.raises(ValueError, match=r"the head \['model.fc2'\] makes other logits"):
-        fit(Stranger(), probe(head=["fc2"]), folder=tmp_path)
+        fit(Stranger(), monitor(head=["fc2"]), folder=tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from strangers import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, fit, images
 from torch import nn
 
 from netprism.callbacks import GatingEntropy
@@ -75,11 +75,11 @@ def test_alpha_follows_what_feeds_the_gates(tmp_path):
 
 
 def test_dropout_raises_the_entropy_and_not_the_information(tmp_path):
-    probe = GatingEntropy(samples=45, kinds=("relu", "dropout"), alpha=0.04)
-    trainer = fit(Stranger(Net(dropout=0.5)), probe, folder=tmp_path)
+    monitor = GatingEntropy(samples=45, kinds=("relu", "dropout"), alpha=0.04)
+    trainer = fit(Stranger(Net(dropout=0.5)), monitor, folder=tmp_path)
     values = gates_of(trainer)
     assert values["H"] > values["I_xs"] + 0.1
-    deterministic = gates_of(fit(Stranger(Net()), probe, folder=tmp_path))
+    deterministic = gates_of(fit(Stranger(Net()), monitor, folder=tmp_path))
     assert deterministic["H"] == deterministic["I_xs"]
 
 
@@ -98,8 +98,8 @@ class MovingMean(Net):
 
 def test_sampling_does_not_move_what_is_measured_next(tmp_path):
     data = images()
-    probe = GatingEntropy(samples=45, batch_size=8, train_data=data, test_data=data)
-    values = gates_of(fit(Stranger(MovingMean()), probe, folder=tmp_path))
+    monitor = GatingEntropy(samples=45, batch_size=8, train_data=data, test_data=data)
+    values = gates_of(fit(Stranger(MovingMean()), monitor, folder=tmp_path))
     assert values["I_xs"] == values["test_I_xs"]  # the same images, before and after passes in train mode
     assert values["H"] == values["test_H"]
 
@@ -139,16 +139,16 @@ def test_a_network_that_cannot_run_in_train_mode_is_measured_without_sampling(tm
 
 
 def test_sampling_can_be_switched_off(tmp_path):
-    probe = GatingEntropy(samples=45, kinds=("relu", "dropout"), sampling=False)
-    values = gates_of(fit(Stranger(Net(dropout=0.5)), probe, folder=tmp_path))
+    monitor = GatingEntropy(samples=45, kinds=("relu", "dropout"), sampling=False)
+    values = gates_of(fit(Stranger(Net(dropout=0.5)), monitor, folder=tmp_path))
     assert values["H"] == values["I_xs"]
 
 
 def test_validation_that_starts_late_is_measured_from_then_on(tmp_path):
-    probe = GatingEntropy(samples=12)
+    monitor = GatingEntropy(samples=12)
     options = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2, "max_epochs": 4}
-    fit(Stranger(), probe, folder=tmp_path, **options)
-    assert [row["epoch"] for row in probe.history if "test_H" in row] == [1, 2, 3]
+    fit(Stranger(), monitor, folder=tmp_path, **options)
+    assert [row["epoch"] for row in monitor.history if "test_H" in row] == [1, 2, 3]
     assert (tmp_path / "figures" / "gates_layers.png").exists()
 
 
@@ -208,21 +208,21 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
 
 
 def test_a_second_training_starts_afresh(tmp_path):
-    probe = GatingEntropy(samples=12)
-    fit(Stranger(), probe, folder=tmp_path, max_epochs=3)
-    fit(Stranger(), probe, folder=tmp_path, max_epochs=1, train=torch.utils.data.DataLoader(images(9, seed=4), 4))
-    assert [row["epoch"] for row in probe.history] == [-1, 0]
-    assert len(probe._data["train"]) == 9
+    monitor = GatingEntropy(samples=12)
+    fit(Stranger(), monitor, folder=tmp_path, max_epochs=3)
+    fit(Stranger(), monitor, folder=tmp_path, max_epochs=1, train=torch.utils.data.DataLoader(images(9, seed=4), 4))
+    assert [row["epoch"] for row in monitor.history] == [-1, 0]
+    assert len(monitor._data["train"]) == 9
 
 
 def test_validation_alone_keeps_the_measurements(tmp_path):
-    probe = GatingEntropy(samples=12)
-    trainer = fit(Stranger(), probe, folder=tmp_path)
+    monitor = GatingEntropy(samples=12)
+    trainer = fit(Stranger(), monitor, folder=tmp_path)
     loader = torch.utils.data.DataLoader(images(), 16)
     trainer.validate(Stranger(), loader, verbose=False)
-    other = pl.Trainer(callbacks=[probe], accelerator="cpu", logger=False, enable_progress_bar=False)
+    other = pl.Trainer(callbacks=[monitor], accelerator="cpu", logger=False, enable_progress_bar=False)
     other.validate(Stranger(), loader, verbose=False)
-    assert [row["epoch"] for row in probe.history] == [-1, 0, 1]
+    assert [row["epoch"] for row in monitor.history] == [-1, 0, 1]
 
 
 def test_a_training_stopped_by_hand_has_its_figures(tmp_path):
@@ -243,21 +243,21 @@ def test_figures_that_cannot_be_written_do_not_stop_a_training(tmp_path):
 
 
 def test_figures_and_kept_rates(tmp_path):
-    probe = GatingEntropy(samples=12)
-    fit(Stranger(), probe, folder=tmp_path, max_epochs=3)
+    monitor = GatingEntropy(samples=12)
+    fit(Stranger(), monitor, folder=tmp_path, max_epochs=3)
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["gates_activation_rates.png", "gates_curves.png", "gates_layers.png"]
     assert all((tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
-    entropies = {row["epoch"]: row["H"] for row in probe.history}
-    assert [probe.rates[which]["epoch"] for which in ("first", "last")] == [-1, 2]
-    assert entropies[probe.rates["lowest"]["epoch"]] == min(entropies.values())
-    assert sum(probe.rates["last"]["layers"][":relu#1"]) == 16
+    entropies = {row["epoch"]: row["H"] for row in monitor.history}
+    assert [monitor.rates[which]["epoch"] for which in ("first", "last")] == [-1, 2]
+    assert entropies[monitor.rates["lowest"]["epoch"]] == min(entropies.values())
+    assert sum(monitor.rates["last"]["layers"][":relu#1"]) == 16
 
 
 def test_a_dry_run_is_short_and_draws_nothing(tmp_path):
-    probe = GatingEntropy()
-    fit(Stranger(), probe, folder=tmp_path, fast_dev_run=True)
-    assert len(probe._data["train"]) == 32
+    monitor = GatingEntropy()
+    fit(Stranger(), monitor, folder=tmp_path, fast_dev_run=True)
+    assert len(monitor._data["train"]) == 32
     assert not (tmp_path / "figures").exists()
 
 

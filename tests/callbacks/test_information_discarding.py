@@ -6,7 +6,7 @@ import torch
 import torchvision
 from pytorch_lightning.loggers import CSVLogger
 from reference import discarding as reference
-from strangers import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, fit, images
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -19,8 +19,8 @@ from netprism.lightning_modules import InputDecoder
 LAYERS = ["conv", "fc1", "fc2"]  # of strangers.Net, which the stranger keeps in one attribute
 
 
-def probe(**options):
-    defaults = {"layers": LAYERS, "images": 6, "products": 4, "scale_images": 8, "batch_size": 4, "shown": 0}
+def monitor(**options):
+    defaults = {"layers": LAYERS, "images": 6, "products": 4, "num_scale_images": 8, "batch_size": 4, "shown": 0}
     return InformationDiscarding(**(defaults | options))
 
 
@@ -54,15 +54,15 @@ class WithMasks(Dataset):
 
 
 def test_the_key_set_is_exact(tmp_path):
-    trainer = fit(Stranger(), probe(), folder=tmp_path)
+    trainer = fit(Stranger(), monitor(), folder=tmp_path)
     assert set(logged(trainer)) == {f"SID/{layer}" for layer in LAYERS}
-    trainer = fit(Stranger(), probe(data=WithMasks("segment"), name="mine"), folder=tmp_path)
+    trainer = fit(Stranger(), monitor(data=WithMasks("segment"), name="mine"), folder=tmp_path)
     assert set(logged(trainer, "mine")) == {f"{q}/{layer}" for layer in LAYERS for q in ("SID", "concentration")}
 
 
 def test_the_values_are_those_of_the_trained_network(tmp_path):
     module, data = Stranger(), WithMasks("segment")
-    found = logged(fit(module, probe(images=12, products=300, data=data, batch_size=12), folder=tmp_path))
+    found = logged(fit(module, monitor(images=12, products=300, data=data, batch_size=12), folder=tmp_path))
     x = images().tensors[0]
     module.eval()
     for layer in LAYERS:
@@ -78,8 +78,8 @@ def test_the_values_are_those_of_the_trained_network(tmp_path):
 def test_all_images_give_the_numbers_of_the_function(tmp_path):
     module, x = Stranger(), images().tensors[0]
     data = TensorDataset(x[:4], torch.zeros(4, dtype=torch.long))
-    options = {"images": 4, "scale_images": 4, "products": 6, "data": data, "batch_size": 4}
-    found = logged(fit(module, probe(**options), folder=tmp_path))
+    options = {"images": 4, "num_scale_images": 4, "products": 6, "data": data, "batch_size": 4}
+    found = logged(fit(module, monitor(**options), folder=tmp_path))
     chosen = torch.randperm(4, generator=torch.Generator().manual_seed(0))
     scale = feature_scale(module.model, LAYERS, [x[chosen]])
     expected = strict_information_discarding(module.model, LAYERS, x[chosen], products=6, scale=scale)
@@ -91,7 +91,7 @@ def test_all_images_give_the_numbers_of_the_function(tmp_path):
 def test_objects_may_be_told_in_several_ways(tmp_path, kind):
     def concentrations(kind):
         pl.seed_everything(0, verbose=False)
-        return logged(fit(Stranger(), probe(data=WithMasks(kind)), folder=tmp_path, max_epochs=1))
+        return logged(fit(Stranger(), monitor(data=WithMasks(kind)), folder=tmp_path, max_epochs=1))
 
     assert concentrations(kind) == concentrations("segment")
 
@@ -108,7 +108,7 @@ def test_a_third_item_that_is_no_mask_is_none():
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_masks_that_are_all_or_nothing_do_not_end_the_training(tmp_path):
     options = {"masks": lambda batch, size: torch.ones(len(batch[0]), 1, *size), "images": 3}
-    found = logged(fit(Stranger(), probe(**options), folder=tmp_path, max_epochs=1))
+    found = logged(fit(Stranger(), monitor(**options), folder=tmp_path, max_epochs=1))
     assert all(math.isnan(found[f"concentration/{layer}"]) for layer in LAYERS)
     assert all(math.isfinite(found[f"SID/{layer}"]) for layer in LAYERS)
 
@@ -125,8 +125,8 @@ def test_training_with_the_probe_is_bitwise_the_same(tmp_path, method):
         state = [*module.state_dict().values(), *trainer.optimizers[0].state_dict()["state"].values()]
         return [*state, torch.rand(3)], [p.grad for p in module.parameters()]
 
-    measured, alone = train(probe(method=method)), train()
-    assert all(torch.equal(with_probe, without) for with_probe, without in zip(measured[0], alone[0], strict=True))
+    measured, alone = train(monitor(method=method)), train()
+    assert all(torch.equal(with_monitor, without) for with_monitor, without in zip(measured[0], alone[0], strict=True))
     assert [None if g is None else g.tolist() for g in measured[1]] == [
         None if g is None else g.tolist() for g in alone[1]
     ]
@@ -135,7 +135,7 @@ def test_training_with_the_probe_is_bitwise_the_same(tmp_path, method):
 def test_lightning_inference_mode_does_not_matter(tmp_path):
     def history(inference_mode):
         pl.seed_everything(2, verbose=False)
-        callback = probe()
+        callback = monitor()
         fit(Stranger(), callback, folder=tmp_path, inference_mode=inference_mode)
         return callback.history
 
@@ -149,7 +149,7 @@ class WriteDown(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         pl_module.model.norm.running_mean.fill_(0.1 + trainer.global_rank)
 
-    def on_train_epoch_end(self, trainer, pl_module):  # before the probe: what one process has, rank 0 has as well
+    def on_train_epoch_end(self, trainer, pl_module):  # before the monitor: what one process has, rank 0 has as well
         pl_module.model.norm.running_mean.fill_(0.3 + trainer.global_rank)
         pl_module.model.norm.running_var.fill_(1.0 + trainer.global_rank)
 
@@ -158,12 +158,12 @@ class WriteDown(pl.Callback):
         torch.save(values, f"{self.folder}/{trainer.global_rank}.pt")
 
 
-@pytest.mark.parametrize("options", [{"images": 13, "scale_images": 21}, {"images": 3, "method": "optimized"}])
+@pytest.mark.parametrize("options", [{"images": 13, "num_scale_images": 21}, {"images": 3, "method": "optimized"}])
 def test_two_processes_give_the_numbers_of_one(tmp_path, options):
     def run(folder, devices, strategy):
         folder.mkdir()
         pl.seed_everything(5, verbose=False)
-        callback = probe(data=WithMasks("segment"), **options)
+        callback = monitor(data=WithMasks("segment"), **options)
         fit(
             Stranger(Net(), learning_rate=0.0), WriteDown(folder), callback,
             folder=folder, devices=devices, strategy=strategy, max_epochs=1,
@@ -188,9 +188,9 @@ class NaNOnRank1(Net):
 
 
 def test_a_rank_that_fails_takes_the_other_along(tmp_path):
-    with pytest.raises(Exception, match="a probe failed on another rank|not finite"):
+    with pytest.raises(Exception, match="a monitor failed on another rank|not finite"):
         fit(
-            Stranger(NaNOnRank1()), probe(),
+            Stranger(NaNOnRank1()), monitor(),
             folder=tmp_path, devices=2, strategy="ddp_fork", num_sanity_val_steps=0,
         )  # fmt: skip
 
@@ -207,7 +207,7 @@ def test_torchvision_model_in_a_strangers_module(tmp_path):
         def forward(self, x):
             return {"logits": self.body(x.expand(-1, 3, -1, -1))}
 
-    callback = probe(layers=["body.layer1", "body.layer1.0.relu#1"], images=2, at_start=False)
+    callback = monitor(layers=["body.layer1", "body.layer1.0.relu#1"], images=2, measure_untrained=False)
     trainer = fit(Stranger(Wrapped()), callback, folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {"SID/body.layer1", "SID/body.layer1.0.relu#1"}
 
@@ -216,17 +216,17 @@ def test_a_network_of_ours_says_its_layers_and_others_are_asked(tmp_path):
     class Tapped(Net):
         tap_points = ("fc1",)
 
-    trainer = fit(Stranger(Tapped()), probe(layers=None), folder=tmp_path, max_epochs=1)
+    trainer = fit(Stranger(Tapped()), monitor(layers=None), folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {"SID/fc1"}
     with pytest.raises(ValueError, match="discarding: layers is None; name the layers of Net"):
-        fit(Stranger(), probe(layers=None), folder=tmp_path)
+        fit(Stranger(), monitor(layers=None), folder=tmp_path)
     with pytest.raises(ValueError, match="no layer 'model.conv9'.* did you mean 'model.conv'"):
-        fit(Stranger(), probe(layers=["conv9"]), folder=tmp_path)
+        fit(Stranger(), monitor(layers=["conv9"]), folder=tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
 def test_other_precisions(tmp_path, precision):
-    trainer = fit(Stranger(), probe(), folder=tmp_path, precision=precision, max_epochs=1)
+    trainer = fit(Stranger(), monitor(), folder=tmp_path, precision=precision, max_epochs=1)
     assert all(-10 < value < 2 for value in logged(trainer).values())
 
 
@@ -238,7 +238,7 @@ def test_integer_images_are_refused(tmp_path):
     x, y = images().tensors
     loader = DataLoader(TensorDataset((x * 10).to(torch.uint8), y), 16)
     with pytest.raises(TypeError, match="images are torch.uint8; expected float images"):
-        fit(Bytes(), probe(), folder=tmp_path, train=loader, validation=loader)
+        fit(Bytes(), monitor(), folder=tmp_path, train=loader, validation=loader)
 
 
 def test_a_dead_layer_is_at_the_cap(tmp_path):
@@ -246,7 +246,7 @@ def test_a_dead_layer_is_at_the_cap(tmp_path):
         def forward(self, x):
             return super().forward(x * 0)
 
-    found = logged(fit(Stranger(Dead()), probe(max_sigma=2.0), folder=tmp_path, max_epochs=1))
+    found = logged(fit(Stranger(Dead()), monitor(max_sigma=2.0), folder=tmp_path, max_epochs=1))
     assert found["SID/fc2"] == pytest.approx(float(reference.entropy(2.0)))
 
 
@@ -260,7 +260,7 @@ def test_vectors_have_no_maps_and_no_masks(tmp_path):
 
     x, y = images().tensors
     loader = DataLoader(TensorDataset(x.flatten(1), y), 16)
-    trainer = fit(Flat(), probe(layers=["0"], shown=8), folder=tmp_path, train=loader, validation=loader)
+    trainer = fit(Flat(), monitor(layers=["0"], shown=8), folder=tmp_path, train=loader, validation=loader)
     assert set(logged(trainer)) == {"SID/0"}
     assert not (tmp_path / "maps").exists()
 
@@ -270,11 +270,11 @@ def test_vectors_have_no_maps_and_no_masks(tmp_path):
 
 def test_reconstruction_uncertainty_where_there_are_decoders(tmp_path):
     decoder = nn.Sequential(nn.Linear(16, 64), nn.Unflatten(1, (1, 8, 8)))
-    trainer = fit(Stranger(), probe(ru_decoders={"fc1": decoder}), folder=tmp_path, max_epochs=1)
+    trainer = fit(Stranger(), monitor(decoders={"fc1": decoder}), folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {*(f"SID/{layer}" for layer in LAYERS), "RU/fc1"}
     assert math.isfinite(logged(trainer)["RU/fc1"])
     with pytest.raises(ValueError, match="a decoder of layer 'fc9', but the layers are conv, fc1, fc2"):
-        fit(Stranger(), probe(ru_decoders={"fc9": decoder}), folder=tmp_path)
+        fit(Stranger(), monitor(decoders={"fc9": decoder}), folder=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
@@ -284,10 +284,10 @@ def test_decoders_from_the_checkpoint_of_their_training(tmp_path):
     trainer = fit(decoders, folder=tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "decoders.ckpt")
     module = Stranger(network.requires_grad_(True), learning_rate=0.0)
-    options = {"images": 4, "scale_images": 4, "ru_decoders": str(tmp_path / "decoders.ckpt")}
-    found = logged(fit(module, probe(**options), folder=tmp_path, max_epochs=1))
+    options = {"images": 4, "num_scale_images": 4, "decoders": str(tmp_path / "decoders.ckpt")}
+    found = logged(fit(module, monitor(**options), folder=tmp_path, max_epochs=1))
     given = {layer: decoders.decoder(layer) for layer in ("conv", "fc1")}
-    expected = logged(fit(module, probe(**options | {"ru_decoders": given}), folder=tmp_path, max_epochs=1))
+    expected = logged(fit(module, monitor(**options | {"decoders": given}), folder=tmp_path, max_epochs=1))
     assert {key for key in found if key.startswith("RU/")} == {"RU/conv", "RU/fc1"}
     assert found == pytest.approx(expected, abs=0.2)  # BatchNorm's running statistics move on between the two
 
@@ -296,7 +296,7 @@ def test_decoders_from_the_checkpoint_of_their_training(tmp_path):
 
 
 def test_maps_of_every_measurement_and_curves_at_the_end(tmp_path):
-    fit(Stranger(), probe(shown=2), probe(name="second", shown=9), folder=tmp_path)
+    fit(Stranger(), monitor(shown=2), monitor(name="second", shown=9), folder=tmp_path)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     assert names == sorted(
         [
@@ -310,7 +310,7 @@ def test_maps_of_every_measurement_and_curves_at_the_end(tmp_path):
 
 
 def test_a_dry_run_draws_nothing(tmp_path):
-    fit(Stranger(), probe(images=1000, scale_images=2000, shown=8), folder=tmp_path, fast_dev_run=True)
+    fit(Stranger(), monitor(images=1000, num_scale_images=2000, shown=8), folder=tmp_path, fast_dev_run=True)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -319,7 +319,7 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
     def run(name, max_epochs, resume=None):
         pl.seed_everything(1, verbose=False)
         checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
-        callback = probe()
+        callback = monitor()
         trainer = pl.Trainer(
             max_epochs=max_epochs, accelerator="cpu", devices=1, logger=CSVLogger(tmp_path, name="logs", version=name),
             enable_progress_bar=False, enable_model_summary=False, callbacks=[callback, checkpoint],
@@ -344,4 +344,4 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
 )
 def test_bad_options_are_named_at_once(options, message):
     with pytest.raises(ValueError, match=message):
-        probe(**options)
+        monitor(**options)

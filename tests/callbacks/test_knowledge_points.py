@@ -1,4 +1,4 @@
-"""The laws of a probe, what is counted, and that planted patterns are found."""
+"""The laws of a monitor, what is counted, and that planted patterns are found."""
 
 import math
 import random
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from strangers import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, fit, images
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -49,14 +49,14 @@ def taught():
 
 
 def test_the_key_set_is_exact(tmp_path):
-    probe = KnowledgePoints(LAYERS, **SHORT)
-    trainer = fit(taught(), probe, folder=tmp_path)
+    monitor = KnowledgePoints(LAYERS, **SHORT)
+    trainer = fit(taught(), monitor, folder=tmp_path)
     keys = {
         "strength_uncertainty_corr",
         *(f"{key}/{layer}" for key in ("points", "reliable", "ratio") for layer in LAYERS),
     }
     assert set(knowledge_of(trainer)) == keys
-    assert [row["epoch"] for row in probe.history] == [-1, 0, 1]
+    assert [row["epoch"] for row in monitor.history] == [-1, 0, 1]
     values = knowledge_of(trainer)
     assert 0 < values["reliable/conv"] <= values["points/conv"] <= 36
     assert values["ratio/conv"] == pytest.approx(values["reliable/conv"] / values["points/conv"], rel=1e-6)
@@ -79,20 +79,20 @@ def test_training_with_the_probe_is_bitwise_the_same(tmp_path):
 
 
 class Keep(pl.Callback):
-    def __init__(self, folder, probe):
-        self.folder, self.probe = folder, probe
+    def __init__(self, folder, monitor):
+        self.folder, self.monitor = folder, monitor
 
     def on_train_end(self, trainer, pl_module):
-        torch.save((self.probe.history, knowledge_of(trainer)), f"{self.folder}/{trainer.global_rank}.pt")
+        torch.save((self.monitor.history, knowledge_of(trainer)), f"{self.folder}/{trainer.global_rank}.pt")
 
 
 def test_two_processes_get_the_same_numbers(tmp_path):
     def run(folder, devices, strategy):
         folder.mkdir()
         # 21 images, 3 batches: the second process has one of them
-        probe = KnowledgePoints(LAYERS, **(SHORT | {"images_per_class": 7, "steps": 30, "tau": 0.5}))
+        monitor = KnowledgePoints(LAYERS, **(SHORT | {"images_per_class": 7, "steps": 30, "tau": 0.5}))
         options = {"devices": devices, "strategy": strategy, "max_epochs": 1}
-        fit(taught(), probe, Keep(folder, probe), folder=folder, **options)
+        fit(taught(), monitor, Keep(folder, monitor), folder=folder, **options)
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
     [(alone, _)] = run(tmp_path / "one", 1, "auto")
@@ -109,14 +109,14 @@ def test_a_resumed_run_continues_the_curve_and_the_film(tmp_path):
     def run(name, max_epochs, resume=None):
         pl.seed_everything(1, verbose=False)
         checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
-        probe = KnowledgePoints(LAYERS, **SHORT)
+        monitor = KnowledgePoints(LAYERS, **SHORT)
         trainer = pl.Trainer(
             max_epochs=max_epochs, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[probe, checkpoint], default_root_dir=tmp_path, limit_val_batches=0,
+            enable_model_summary=False, callbacks=[monitor, checkpoint], default_root_dir=tmp_path, limit_val_batches=0,
         )  # fmt: skip
         loader = DataLoader(images(), 16)
         trainer.fit(Stranger(), loader, loader, ckpt_path=resume, weights_only=True)
-        return probe
+        return monitor
 
     run("stopped", 1)
     resumed, straight = run("resumed", 3, tmp_path / "stopped" / "last.ckpt"), run("straight", 3)
@@ -128,9 +128,9 @@ def test_a_resumed_run_continues_the_curve_and_the_film(tmp_path):
 
 def test_the_film_does_not_spin(tmp_path):
     # A network that does not learn: what is left of the change between epochs is that of further steps.
-    probe = KnowledgePoints(LAYERS, **(SHORT | {"steps": 20}))
-    fit(Stranger(learning_rate=0.0), probe, folder=tmp_path)
-    first, *others = (frame["directions"] for frame in probe.frames)
+    monitor = KnowledgePoints(LAYERS, **(SHORT | {"steps": 20}))
+    fit(Stranger(learning_rate=0.0), monitor, folder=tmp_path)
+    first, *others = (frame["directions"] for frame in monitor.frames)
     for directions in others:
         assert (first * directions).sum(dim=1).min() > 0.98
 
@@ -166,26 +166,26 @@ def area_under_roc(scores, positive):
 def test_planted_patterns_are_the_knowledge_points(tmp_path):
     pl.seed_everything(0, verbose=False)
     data, where = planted_images()
-    probe = KnowledgePoints(["patches"], images_per_class=20, classes=4, every_n_epochs=20, at_start=False)
+    monitor = KnowledgePoints(["patches"], images_per_class=20, classes=4, every_n_epochs=20, measure_untrained=False)
     fit(
-        Stranger(Patches(), learning_rate=0.3), probe, folder=tmp_path, train=DataLoader(data, 20, shuffle=True),
+        Stranger(Patches(), learning_rate=0.3), monitor, folder=tmp_path, train=DataLoader(data, 20, shuffle=True),
         max_epochs=20, limit_val_batches=0,
     )  # fmt: skip
-    _, found = probe.last["patches"]
-    where = where[[index for batch in probe._data["train"].batches for index in batch]]
+    _, found = monitor.last["patches"]
+    where = where[[index for batch in monitor._data["train"].batches for index in batch]]
     assert area_under_roc(found.confidence, where) > 0.95
     assert found.reliable[where].double().mean() > 0.9
 
 
 def test_fewer_classes_and_images_than_asked_for_are_said(tmp_path):
     data = TensorDataset(torch.randn(9, 1, 8, 8), torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2]))
-    probe = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, others=3, at_start=False)
+    monitor = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, others=3, measure_untrained=False)
     with pytest.warns() as said:
-        fit(Stranger(), probe, folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
+        fit(Stranger(), monitor, folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
     texts = {str(warning.message) for warning in said}
     assert "knowledge: 2 classes: 10 were asked for, there are no more" in texts
     assert "knowledge: fewer than 5 images of some classes: {2: 4}" in texts
-    assert probe.categories == [0, 2]
+    assert monitor.categories == [0, 2]
 
 
 def test_one_class_is_too_few(tmp_path):
@@ -200,9 +200,9 @@ class Collapsed(Net):
 
 
 def test_a_collapsed_network_has_no_knowledge_points_and_trains_on(tmp_path):
-    probe = KnowledgePoints(LAYERS, **SHORT, at_start=False)
+    monitor = KnowledgePoints(LAYERS, **SHORT, measure_untrained=False)
     with pytest.warns(UserWarning, match="knowledge: no categories in epoch 0 .features are constant"):
-        trainer = fit(Stranger(Collapsed()), probe, folder=tmp_path, max_epochs=1)
+        trainer = fit(Stranger(Collapsed()), monitor, folder=tmp_path, max_epochs=1)
     values = knowledge_of(trainer)
     assert values["points/conv"] == values["reliable/conv"] == 0
     assert math.isnan(values["ratio/conv"])

@@ -1,4 +1,4 @@
-"""What is in memory after ten epochs with all probes is what is there after fifty."""
+"""What is in memory after ten epochs with all monitors is what is there after fifty."""
 
 import gc
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from strangers import Stranger, fit
+from third_party_modules import Stranger, fit
 
 from netprism.callbacks import (
     ComplexityPenalty,
@@ -16,7 +16,7 @@ from netprism.callbacks import (
     KnowledgePoints,
 )
 from netprism.knowledge.sample_projection import lbfgs
-from netprism.loggers import MetricsCsv
+from netprism.loggers import ResumableCSVLogger
 
 EPOCHS, FROM = 50, 10
 pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
@@ -41,11 +41,11 @@ class Weighing(pl.Callback):
         self.objects.append(len(found))
 
 
-def all_probes():
+def all_monitors():
     few = {"samples": 8, "batch_size": 8}
     return [
         GatingEntropy(**few),
-        InformationDiscarding(["norm"], images=4, scale_images=4, products=1, shown=1),
+        InformationDiscarding(["norm"], images=4, num_scale_images=4, products=1, shown=1),
         KnowledgePoints(["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, others=3, every_n_epochs=1),
         FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, images=1, **few),
         ComplexityPenalty(1e-3, widths=(4,), chains=2, sampler_steps=1),
@@ -69,8 +69,8 @@ def short(monkeypatch):
 
 def test_memory_does_not_grow_over_the_epochs(tmp_path):
     weighing = Weighing()
-    logger = MetricsCsv(tmp_path)
-    fit(Stranger(), *all_probes(), weighing, folder=tmp_path, max_epochs=EPOCHS, logger=logger, limit_train_batches=1)
+    logger = ResumableCSVLogger(tmp_path)
+    fit(Stranger(), *all_monitors(), weighing, folder=tmp_path, max_epochs=EPOCHS, logger=logger, limit_train_batches=1)
     assert len(weighing.bytes) == EPOCHS
     assert max(weighing.bytes[FROM:]) <= max(weighing.bytes[:FROM])
     assert max(weighing.objects[FROM:]) <= max(weighing.objects[:FROM]) + 10

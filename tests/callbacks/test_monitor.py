@@ -1,4 +1,4 @@
-"""The laws of a probe: it measures, and training does not notice."""
+"""The laws of a monitor: it measures, and training does not notice."""
 
 import random
 
@@ -7,13 +7,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision
-from strangers import Net, Stranger, fit, images, loaders
+from third_party_modules import Net, Stranger, fit, images, loaders
 from torch import nn
 from torch.utils.data import DataLoader
 
 from netprism.callbacks import GatingEntropy
 from netprism.callbacks._monitor import (
-    Probe,
+    Monitor,
     callable_and_network,
     draws_random_numbers,
     switched_to_train,
@@ -40,8 +40,8 @@ def test_training_with_a_probe_is_bitwise_the_same(tmp_path, kinds):
     assert numbers == numbers_alone
 
 
-class Disturbing(Probe):
-    """Does all that a probe may do to a network, and then raises if asked to."""
+class Disturbing(Monitor):
+    """Does all that a monitor may do to a network, and then raises if asked to."""
 
     def __init__(self, fail):
         super().__init__("disturbing")
@@ -71,12 +71,12 @@ def test_flags_buffers_gradients_and_random_state_are_put_back(fail):
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = all_random_numbers()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    probe = Disturbing(fail)
+    monitor = Disturbing(fail)
     if fail:
         with pytest.raises(KeyError, match="mine"):
-            probe._measure(None, module, 0)
+            monitor._measure(None, module, 0)
     else:
-        assert probe._measure(None, module, 0) == {"disturbing/one": 1.0}
+        assert monitor._measure(None, module, 0) == {"disturbing/one": 1.0}
     assert all_random_numbers() == expected
     assert [m.training for m in module.modules()] == flags
     assert [p.requires_grad for p in module.parameters()] == requires
@@ -112,7 +112,7 @@ def test_buffers_that_appear_or_cannot_be_written_are_put_back():
     assert set(net._buffers) == {"first", "expanded", "nan"}
 
 
-class Counting(Probe):
+class Counting(Monitor):
     def __init__(self, **options):
         super().__init__("counting", **options)
         self.epochs = []
@@ -126,30 +126,30 @@ class Counting(Probe):
     ("options", "epochs"),
     [
         ({}, [-1, 0, 1, 2, 3, 4]),
-        ({"at_start": False}, [0, 1, 2, 3, 4]),
+        ({"measure_untrained": False}, [0, 1, 2, 3, 4]),
         ({"every_n_epochs": 2}, [-1, 1, 3, 4]),
-        ({"every_n_epochs": 9, "at_start": False}, [4]),
+        ({"every_n_epochs": 9, "measure_untrained": False}, [4]),
     ],
 )
 def test_when_it_measures(tmp_path, options, epochs):
-    probe = Counting(**options)
-    trainer = fit(Stranger(), probe, folder=tmp_path, max_epochs=5)
-    assert probe.epochs == epochs
+    monitor = Counting(**options)
+    trainer = fit(Stranger(), monitor, folder=tmp_path, max_epochs=5)
+    assert monitor.epochs == epochs
     assert trainer.callback_metrics["counting/epochs"] == len(epochs)
 
 
 def test_the_last_epoch_is_measured_whatever_ends_the_training(tmp_path):
-    probe = Counting(every_n_epochs=9, at_start=False)
-    fit(Stranger(), probe, folder=tmp_path, max_epochs=-1, max_steps=7)
-    assert probe.epochs == [2]  # three steps an epoch
+    monitor = Counting(every_n_epochs=9, measure_untrained=False)
+    fit(Stranger(), monitor, folder=tmp_path, max_epochs=-1, max_steps=7)
+    assert monitor.epochs == [2]  # three steps an epoch
 
     class Stopping(pl.Callback):
         def on_train_batch_end(self, trainer, *args):
             trainer.should_stop = True
 
-    probe = Counting(every_n_epochs=9, at_start=False)
-    fit(Stranger(), Stopping(), probe, folder=tmp_path, max_epochs=8)
-    assert probe.epochs == [0]
+    monitor = Counting(every_n_epochs=9, measure_untrained=False)
+    fit(Stranger(), Stopping(), monitor, folder=tmp_path, max_epochs=8)
+    assert monitor.epochs == [0]
 
 
 def test_every_n_epochs_must_be_positive():
@@ -158,10 +158,10 @@ def test_every_n_epochs_must_be_positive():
 
 
 def test_only_what_trains_and_does_not_normalise_may_sample():
-    class Looking(Probe):
+    class Looking(Monitor):
         def measure(self, trainer, pl_module, epoch):
             net = pl_module.model
-            with switched_to_train(self.sampling_modules):
+            with switched_to_train(self.stochastic_modules):
                 during = [m.training for m in net]
             return {"before": during == [False, True, False, False, True], "after": not any(m.training for m in net)}
 
@@ -200,7 +200,7 @@ def test_what_is_called_and_whose_names_are_logged():
 
 
 class BuffersPerRank(pl.Callback):
-    """Gives every rank its own running statistics, and writes down what the probe left of them."""
+    """Gives every rank its own running statistics, and writes down what the monitor left of them."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -230,9 +230,9 @@ def test_two_processes_measure_the_same_network_and_get_the_same_numbers(tmp_pat
     def run(folder, devices, strategy):
         folder.mkdir()
         pl.seed_everything(5, verbose=False)
-        probe = GatingEntropy(samples=samples, batch_size=8, kinds=("relu", "dropout"))
+        monitor = GatingEntropy(samples=samples, batch_size=8, kinds=("relu", "dropout"))
         fit(
-            Frozen(Net(dropout)), BuffersPerRank(folder), probe,
+            Frozen(Net(dropout)), BuffersPerRank(folder), monitor,
             folder=folder, devices=devices, strategy=strategy, max_epochs=1,
         )  # fmt: skip
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
@@ -256,7 +256,7 @@ class NaNOnRank1(Net):
 
 
 def test_a_rank_that_fails_takes_the_others_along(tmp_path):
-    with pytest.raises(Exception, match="a probe failed on another rank|NaN at the input of gating layer"):
+    with pytest.raises(Exception, match="a monitor failed on another rank|NaN at the input of gating layer"):
         fit(
             Stranger(NaNOnRank1()), GatingEntropy(samples=20, batch_size=8),
             folder=tmp_path, devices=2, strategy="ddp_fork", num_sanity_val_steps=0,
@@ -275,7 +275,9 @@ def test_torchvision_model_in_a_stranger_s_module(tmp_path):
         def forward(self, x):
             return {"logits": self.body(x.expand(-1, 3, -1, -1))}
 
-    trainer = fit(Stranger(Wrapped()), GatingEntropy(samples=12, at_start=False), folder=tmp_path, max_epochs=1)
+    trainer = fit(
+        Stranger(Wrapped()), GatingEntropy(samples=12, measure_untrained=False), folder=tmp_path, max_epochs=1
+    )
     layers = [key for key in trainer.callback_metrics if key.startswith("gates/H/")]
     assert len(layers) == 17
     assert "gates/H/body.layer1.0.relu#1" in layers
@@ -284,9 +286,9 @@ def test_torchvision_model_in_a_stranger_s_module(tmp_path):
 def test_lightning_inference_mode_during_validation_does_not_matter(tmp_path):
     def history(inference_mode):
         pl.seed_everything(2, verbose=False)
-        probe = GatingEntropy(samples=12)
-        fit(Stranger(), probe, folder=tmp_path, inference_mode=inference_mode)
-        return probe.history
+        monitor = GatingEntropy(samples=12)
+        fit(Stranger(), monitor, folder=tmp_path, inference_mode=inference_mode)
+        return monitor.history
 
     assert history(True) == history(False)
 

@@ -13,7 +13,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from netprism.callbacks._monitor_data import ProbeData, balanced_indices, inputs_and_labels, probe_data, targets_of
+from netprism.callbacks._monitor_data import MonitorData, balanced_indices, inputs_and_labels, monitor_data, targets_of
 from netprism.datamodules import Digits
 
 
@@ -119,7 +119,7 @@ def test_batches_without_classes():
 
 def test_ranks_share_the_batches_of_one_process():
     batches = [list(range(i, min(i + 4, 23))) for i in range(0, 23, 4)]
-    data = ProbeData(list(range(23)), batches, default_collate, seed=0)
+    data = MonitorData(list(range(23)), batches, default_collate, seed=0)
     assert len(data) == 23
     for world in (1, 2, 4, 9):
         shards = [data.shard(rank, world) for rank in range(world)]
@@ -132,7 +132,7 @@ def test_our_data_modules_give_their_own_images():
     digits = Digits()
     digits.prepare_data()
     digits.setup("fit")
-    data = probe_data(trainer(datamodule=digits), "test", 100, 32, seed=0)
+    data = monitor_data(trainer(datamodule=digits), "test", 100, 32, seed=0)
     assert len(data) == 100
     _, labels = data.load(0)
     assert len(labels) == 32
@@ -143,11 +143,11 @@ def test_our_data_modules_give_their_own_images():
 def test_a_stranger_s_loaders_are_found():
     train, validation = TensorDataset(torch.rand(8, 2)), TensorDataset(torch.rand(5, 2))
     found = trainer({"a": [DataLoader(train)]}, [DataLoader(validation), DataLoader(train)])
-    assert probe_data(found, "train", 99, 3, 0).dataset is train
-    assert probe_data(found, "test", 99, 3, 0).dataset is validation
-    assert probe_data(trainer(DataLoader(train)), "test", 99, 3, 0) is None
+    assert monitor_data(found, "train", 99, 3, 0).dataset is train
+    assert monitor_data(found, "test", 99, 3, 0).dataset is validation
+    assert monitor_data(trainer(DataLoader(train)), "test", 99, 3, 0) is None
     given = TensorDataset(torch.rand(4, 2))
-    assert probe_data(found, "train", 99, 3, 0, given).dataset is given
+    assert monitor_data(found, "train", 99, 3, 0, given).dataset is given
 
 
 class Stream(IterableDataset):
@@ -158,7 +158,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(("loader", "found"), [(DataLoader(Stream()), "Stream"), (None, "no DataLoader")])
 def test_data_without_random_access_are_refused(loader, found):
     with pytest.raises(ValueError, match=f"length and random access, found {found}; give train_data="):
-        probe_data(trainer(loader), "train", 9, 3, 0)
+        monitor_data(trainer(loader), "train", 9, 3, 0)
 
 
 class Augmented(Dataset):
@@ -170,8 +170,8 @@ class Augmented(Dataset):
 
 
 def test_random_augmentation_is_said_and_held_fixed():
-    with pytest.warns(UserWarning, match="the train data are augmented at random: give the probe train_data="):
-        data = probe_data(trainer(DataLoader(Augmented())), "train", 6, 4, seed=0)
+    with pytest.warns(UserWarning, match="the train data are augmented at random: give the monitor train_data="):
+        data = monitor_data(trainer(DataLoader(Augmented())), "train", 6, 4, seed=0)
     assert torch.equal(data.load(1)[0], data.load(1)[0])
 
 
@@ -182,14 +182,14 @@ def test_mixing_in_the_collate_function_is_said():
 
     loader = DataLoader(TensorDataset(torch.rand(8, 2)), collate_fn=mixed)
     with pytest.warns(UserWarning, match="augmented at random"):
-        probe_data(trainer(loader), "train", 8, 8, seed=0)
+        monitor_data(trainer(loader), "train", 8, 8, seed=0)
 
 
 def test_one_data_set_split_by_samplers_is_not_mixed():
     data = TensorDataset(torch.arange(20.0), torch.arange(20) % 2)
     train, held_out = (DataLoader(data, sampler=SubsetRandomSampler(part)) for part in (range(14), range(14, 20)))
     found = trainer(train, held_out)
-    values = {split: probe_data(found, split, 99, 99, seed=0).load(0)[0] for split in ("train", "test")}
+    values = {split: monitor_data(found, split, 99, 99, seed=0).load(0)[0] for split in ("train", "test")}
     assert sorted(values["train"].tolist()) == list(range(14))
     assert sorted(values["test"].tolist()) == list(range(14, 20))
 
@@ -197,4 +197,4 @@ def test_one_data_set_split_by_samplers_is_not_mixed():
 def test_a_loader_that_does_not_batch_is_refused():
     loader = DataLoader(TensorDataset(torch.rand(4, 2)), batch_size=None)
     with pytest.raises(ValueError, match="the train loader has batch_size=None, so its items are no samples"):
-        probe_data(trainer(loader), "train", 4, 4, seed=0)
+        monitor_data(trainer(loader), "train", 4, 4, seed=0)

@@ -12,7 +12,7 @@ import yaml
 from netprism.cli.lightning_cli import SafeCheckpointIO
 from netprism.cli.main import experiment_of, experiments, find_config, main, run, users_error
 from netprism.datamodules import Digits
-from netprism.runs.folder import RUN, RUNS, place
+from netprism.runs.folder import RUN, RUNS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* not empty"),  # of the run that goes on
 ]
 SMALL = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-PROBED, UNPROBED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
+MONITORED, UNMONITORED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +33,11 @@ def nothing_set(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def train(*args, epochs=2, probe=UNPROBED):
+def train(*args, epochs=2, monitor=UNMONITORED):
     """A training of the smallest experiment; returns its run folder."""
     return Path(
         run(
-            "fit", ["--config=gates/digits_mlp", f"--trainer.max_epochs={epochs}", *SMALL, probe, *args]
+            "fit", ["--config=gates/digits_mlp", f"--trainer.max_epochs={epochs}", *SMALL, monitor, *args]
         ).trainer.log_dir
     )
 
@@ -129,7 +129,7 @@ def test_only_errors_that_netprism_raises_are_the_users():
             function(*args)
         return info.value
 
-    own = caught(place, "quickstart", "nowhere.ckpt")
+    own = caught(choose_folder, "quickstart", "nowhere.ckpt")
     assert users_error(own) is own
     wrapped = RuntimeError("a library met an error")
     wrapped.__cause__ = own
@@ -159,7 +159,7 @@ def test_print_config_is_for_any_run_and_makes_none(command, capsys, tmp_path):
 
 
 def test_a_run_leaves_what_it_takes_to_understand_and_repeat_it(tmp_path, capsys):
-    folder = train(probe=PROBED)
+    folder = train(monitor=MONITORED)
     assert folder.relative_to(tmp_path / "runs" / "gates" / "digits_mlp")
     names = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"
@@ -238,7 +238,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_afresh(tmp_pa
     (folder / "metrics.csv").write_text("epoch,step,gates/H\n-1,0,1.0\n")
     monkeypatch.setenv(RUN, str(folder))
     assert "--ckpt_path last" in said_in_run()
-    train("--ckpt_path=last", epochs=1, probe=PROBED)
+    train("--ckpt_path=last", epochs=1, monitor=MONITORED)
     assert list(rows(folder)) == [-1, 0]
     assert float(rows(folder)[-1]["gates/H"]) != 1.0
 
@@ -262,7 +262,7 @@ def test_two_processes_write_one_run_with_the_numbers_of_one_process(tmp_path):
     together = rows(folder)
     assert list(together) == [-1, 0]
     alone = rows(Path(run("fit", options).trainer.log_dir))
-    probed = [key for key in alone[-1] if key.startswith("gates/") and alone[-1][key]]
-    assert len(probed) > 70
-    for key in probed:
+    monitored = [key for key in alone[-1] if key.startswith("gates/") and alone[-1][key]]
+    assert len(monitored) > 70
+    for key in monitored:
         assert float(together[-1][key]) == pytest.approx(float(alone[-1][key]), abs=1e-6), key

@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import Namespace
 
 from netprism.cli.main import run
-from netprism.cli.teacher_runs import name_teachers
+from netprism.cli.teacher_runs import resolve_teachers
 from netprism.nets import ResNet
 from netprism.runs.folder import FINISHED, RUN, RUNS
 from netprism.runs.teachers import UNTRAINED
@@ -75,7 +75,7 @@ def test_the_newest_run_is_written_into_the_config(trainings):
     named = config(
         {"experiment": EXPERIMENT}, {"experiment": EXPERIMENT, "checkpoint": "own.ckpt"}, {"net": "resnet18"}
     )
-    name_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True)
     assert checkpoints(named) == [newest, "own.ckpt", None]
     assert trainings == []
 
@@ -83,7 +83,7 @@ def test_the_newest_run_is_written_into_the_config(trainings):
 def test_a_missing_one_is_trained_once_with_the_same_data(trainings, monkeypatch):
     monkeypatch.setenv(RUN, "runs/components/1")
     named = config({"experiment": EXPERIMENT}, {"experiment": EXPERIMENT}, root="/data")
-    name_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True)
     assert trainings == [[sys.executable, "-m", "netprism", "fit", "--config", EXPERIMENT, "--data.root=/data"]]
     assert checkpoints(named) == [f"runs/{EXPERIMENT}/1/checkpoints/best.ckpt"] * 2
 
@@ -92,24 +92,24 @@ def test_a_missing_one_is_trained_once_with_the_same_data(trainings, monkeypatch
 def test_one_of_several_processes_does_not_train(trainings, monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
     with pytest.raises(FileNotFoundError, match=f"make train EXP={EXPERIMENT}"):
-        name_teachers(config({"experiment": EXPERIMENT}), may_train=True)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True)
     assert trainings == []
 
 
 def test_other_commands_do_not_train(trainings):
     with pytest.raises(FileNotFoundError, match=f"make train EXP={EXPERIMENT}"):
-        name_teachers(config({"experiment": EXPERIMENT}), may_train=False)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=False)
 
 
 def test_a_training_that_fails_is_said(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=3))
     with pytest.raises(ValueError, match=f"training {EXPERIMENT} failed with status 3"):
-        name_teachers(config({"experiment": EXPERIMENT}), may_train=True)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True)
 
 
 def test_a_dry_run_looks_into_an_untrained_one(trainings):
     named = config({"experiment": EXPERIMENT}, dry=True)
-    name_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True)
     assert checkpoints(named) == [UNTRAINED]
     assert trainings == []
 
@@ -121,5 +121,5 @@ def test_a_training_through_the_command_line_is_finished_and_can_be_looked_into(
     content = yaml.safe_load((folder / "config.yaml").read_text())
     assert content["model"]["init_args"]["net"]["class_path"] == "netprism.nets.ResNet"
     named = config({"experiment": EXPERIMENT})
-    name_teachers(named, may_train=False)
+    resolve_teachers(named, may_train=False)
     assert checkpoints(named)[0].startswith(f"runs/{EXPERIMENT}/")

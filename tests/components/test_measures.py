@@ -12,7 +12,7 @@ from torch import nn
 
 from netprism.components.coalitions import coalition_losses, is_affine
 from netprism.components.disentangler import DisentanglerNet
-from netprism.components.measures import ComponentMeter, components, overfitting, quantities, significance
+from netprism.components.measures import ComponentMetric, components, overfitting, quantities, significance
 from netprism.components.shapley import all_coalitions
 
 ORDERS = (4, 7, 13)
@@ -32,7 +32,7 @@ def case(count=11, seed=0):
 
 
 def measure(feature, approximations, labels=None, head=None, splits=None):
-    meter = ComponentMeter(ORDERS[: len(approximations)])
+    meter = ComponentMetric(ORDERS[: len(approximations)])
     sizes = splits or [len(feature)]
     batches = zip(feature.split(sizes), *(phi.split(sizes) for phi in approximations), strict=True)
     for i, (f, *phis) in enumerate(batches):
@@ -171,8 +171,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="NaN or infinite"):
         measure(feature * float("nan"), approximations)
     with pytest.raises(ValueError, match="no samples"):
-        ComponentMeter(ORDERS).compute()
-    meter = ComponentMeter(range(4, 43, 3))
+        ComponentMetric(ORDERS).compute()
+    meter = ComponentMetric(range(4, 43, 3))
     with pytest.raises(ValueError, match="13 orders: contributions to the loss are exact, for up to 12"):
         meter.update(feature, [feature] * 13, head, labels)
 
@@ -211,7 +211,7 @@ def test_two_processes_give_the_numbers_of_one():
 def _rank(rank, store, queue):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     feature, approximations, labels, head = case()
-    meter = ComponentMeter(ORDERS)
+    meter = ComponentMetric(ORDERS)
     for own in ([slice(0, 7), slice(7, 8)], [slice(8, 11)])[rank]:
         meter.update(feature[own], [phi[own] for phi in approximations], head, labels[own])
     meter.all_reduce()
@@ -256,7 +256,7 @@ def order_4_of_a_mixture(simple, complicated, share):
         F.mse_loss(net(x), feature(x)).backward()
         optimizer.step()
         falling.step()
-    meter = ComponentMeter((4,))
+    meter = ComponentMetric((4,))
     x = torch.randn(2000, 16)
     meter.update(feature(x), [net.eval()(x)])
     return meter.compute()

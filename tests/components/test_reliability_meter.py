@@ -4,7 +4,7 @@ from reference.reliability import variance
 
 from netprism.components.regressor import component_ratios
 from netprism.components.reliability import reliable_part, round_trips
-from netprism.components.reliability_meter import ReliabilityMeter
+from netprism.components.reliability_meter import ReliabilityMetric
 
 ORDERS = (4, 7)
 
@@ -20,7 +20,7 @@ def features(samples=30):
 
 
 def measured(psi, phi, feature, heads, splits=(30,), **options):
-    meter = ReliabilityMeter(ORDERS, heads, **({"rounds": 3} | options))
+    meter = ReliabilityMetric(ORDERS, heads, **({"rounds": 3} | options))
     for *parts, f in zip(*(tensor.split(splits) for tensor in (*psi, *phi, feature)), strict=True):
         meter.update(parts[:2], parts[2:], f)
     return meter.compute()

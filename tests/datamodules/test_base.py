@@ -126,7 +126,7 @@ def test_validation_and_test_serve_the_test_split():
 
 def test_train_samples_is_a_seeded_random_subset():
     def chosen(**kwargs):
-        return numbers(next(iter(DataLoader(Numbered(**kwargs).probe_dataset("train"), batch_size=37))))
+        return numbers(next(iter(DataLoader(Numbered(**kwargs).monitor_dataset("train"), batch_size=37))))
 
     assert chosen() == chosen(train_samples=37) == list(range(37))
     assert len(set(chosen(train_samples=10))) == 10
@@ -139,21 +139,21 @@ def test_train_samples_is_a_seeded_random_subset():
 def test_train_samples_restricts_the_training_but_not_the_test():
     data = Numbered(train_samples=10, batch_size=10)
     (batch,) = data.train_dataloader()
-    probed = numbers(next(iter(DataLoader(data.probe_dataset("train"), batch_size=10))))
-    assert sorted(numbers(batch)) == sorted(probed)
-    assert len(data.probe_dataset("test")) == 11
+    monitored = numbers(next(iter(DataLoader(data.monitor_dataset("train"), batch_size=10))))
+    assert sorted(numbers(batch)) == sorted(monitored)
+    assert len(data.monitor_dataset("test")) == 11
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_probe_dataset_gives_labels_without_images(split):
-    dataset = Numbered(train_samples=10).probe_dataset(split)
+    dataset = Numbered(train_samples=10).monitor_dataset(split)
     assert dataset.targets.tolist() == [dataset[index][1] for index in range(len(dataset))]
     assert {type(label) for _, label in dataset} == {int}
 
 
 def test_augmentation_is_for_training_only(recorder):
     data = Numbered(augment=True, batch_size=37)
-    (images, _), (plain, _) = next(iter(data.train_dataloader())), data.probe_dataset("train")[1]
+    (images, _), (plain, _) = next(iter(data.train_dataloader())), data.monitor_dataset("train")[1]
     # a shifted image shows the black border somewhere, a plain one nowhere
     assert 0 < (images.flatten(1).min(dim=1).values == 0).sum() < 37
     assert plain.unique().tolist() == [1.0]
@@ -184,7 +184,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
 
 def test_wrong_split_names_the_right_ones():
     with pytest.raises(ValueError, match=r"^split is 'val', not one of 'train', 'test'$"):
-        Numbered().probe_dataset("val")
+        Numbered().monitor_dataset("val")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def images(dataset):
 @pytest.mark.parametrize(("split", "count"), [("train", 50), ("test", 20)])
 def test_reads_and_normalises_what_the_files_hold(cifar10_root, split, count):
     data = prepared(cifar10_root)
-    dataset = data.probe_dataset(split)
+    dataset = data.monitor_dataset(split)
     mean = torch.tensor([0.4914, 0.4822, 0.4465]).reshape(3, 1, 1)
     std = torch.tensor([0.2470, 0.2435, 0.2616]).reshape(3, 1, 1)
     assert images(dataset).shape == (count, *data.shape)
@@ -43,14 +43,14 @@ def test_grayscale_is_the_luma(cifar10_root):
     data = prepared(cifar10_root, grayscale=True)
     red, green, blue = pixels(cifar10_root, "test").float().unbind(dim=1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue) / 255
-    found = images(data.probe_dataset("test"))
+    found = images(data.monitor_dataset("test"))
     assert found.shape == (20, *data.shape) == (20, 1, 32, 32)
     torch.testing.assert_close(found[:, 0], (grey - 0.481) / 0.239, atol=1.5 / 255 / 0.239, rtol=0)
 
 
 def test_augment_crops_and_mirrors(cifar10_root):
     data = prepared(cifar10_root, augment=True)
-    (plain, _), dataset = data.probe_dataset("train")[7], data.train_dataloader().dataset
+    (plain, _), dataset = data.monitor_dataset("train")[7], data.train_dataloader().dataset
     black = (0 - torch.tensor(data.mean)) / torch.tensor(data.std)
     border = black.reshape(3, 1, 1).expand(3, 40, 40).clone()
     border[:, 4:36, 4:36] = plain
@@ -66,7 +66,7 @@ def test_augment_crops_and_mirrors(cifar10_root):
 
 def test_unpacks_the_archive_that_is_there(make_cifar10, no_network):
     data = prepared(make_cifar10(train=40, packed=True))
-    assert len(data.probe_dataset("train")) == 40
+    assert len(data.monitor_dataset("train")) == 40
 
 
 @pytest.mark.parametrize("name", ["data_batch_1", "test_batch", "batches.meta"])
@@ -123,4 +123,4 @@ def test_a_broken_archive_with_the_right_checksum(make_cifar10, monkeypatch, siz
 
 def test_root_may_start_at_home(cifar10_root, monkeypatch):
     monkeypatch.setenv("HOME", str(cifar10_root.parent))
-    assert len(prepared("~/cifar10").probe_dataset("test")) == 20
+    assert len(prepared("~/cifar10").monitor_dataset("test")) == 20

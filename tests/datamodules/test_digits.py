@@ -6,7 +6,7 @@ from netprism.datamodules import Digits
 
 
 def split(data, name):
-    dataset = data.probe_dataset(name)
+    dataset = data.monitor_dataset(name)
     return torch.stack([image for image, _ in dataset]), dataset.targets
 
 

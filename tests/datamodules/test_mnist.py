@@ -24,7 +24,7 @@ def prepared(root, **kwargs):
 @pytest.mark.parametrize(("split", "prefix", "count"), [("train", "train", 50), ("test", "t10k", 20)])
 def test_reads_and_normalises_what_the_files_hold(mnist_root, split, prefix, count):
     data = prepared(mnist_root)
-    dataset = data.probe_dataset(split)
+    dataset = data.monitor_dataset(split)
     images = torch.stack([image for image, _ in dataset])
     assert images.shape == (count, *data.shape)
     torch.testing.assert_close(images, (pixels(mnist_root, prefix, count) / 255 - 0.1307) / 0.3081)
@@ -47,7 +47,7 @@ def test_image_size_must_not_be_smaller_than_an_image():
 
 def test_unpacks_the_archives_that_are_there(make_mnist, no_network):
     data = prepared(make_mnist(train=30, packed=True))
-    assert len(data.probe_dataset("train")) == 30
+    assert len(data.monitor_dataset("train")) == 30
 
 
 def test_missing_files_without_download(tmp_path):

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from netprism.datamodules.order import Draw, EpochSampler, ResumableLoader
+from netprism.datamodules.order import EpochSampler, ResumableLoader, SeededIndex
 
 
 def order(sampler, epoch):
@@ -43,7 +43,7 @@ def test_the_seed_of_a_draw_is_the_same_for_any_number_of_processes():
 
 
 def test_a_draw_is_an_index_that_workers_get_whole():
-    draw = pickle.loads(pickle.dumps(Draw.of(3, seed=5)))
+    draw = pickle.loads(pickle.dumps(SeededIndex.of(3, seed=5)))
     assert draw == 3
     assert draw.seed == 5
 

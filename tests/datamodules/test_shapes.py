@@ -109,7 +109,7 @@ def test_boxes_enclose_the_masks(many):
 
 def test_probe_images_come_with_their_masks():
     data = Shapes(train_images=60, test_images=30, train_samples=20)
-    dataset = data.probe_dataset("train")
+    dataset = data.monitor_dataset("train")
     source = data.read("train")
     assert (len(dataset), len(dataset.masks), len(dataset.boxes)) == (20, 20, 20)
     for number in (0, 19):
@@ -121,7 +121,7 @@ def test_probe_images_come_with_their_masks():
         assert torch.equal(mask, dataset.masks[number])
     images, labels, masks = next(iter(DataLoader(dataset, batch_size=4)))
     assert (images.shape, labels.shape, masks.shape, masks.dtype) == ((4, 3, 32, 32), (4,), (4, 32, 32), torch.bool)
-    assert len(data.probe_dataset("test")[0]) == 3
+    assert len(data.monitor_dataset("test")[0]) == 3
 
 
 def test_training_batches_are_images_and_labels():
@@ -161,7 +161,7 @@ def test_other_sizes(no_network):
     data = Shapes(image_size=48, train_images=7, test_images=1, root="/nonexistent")
     data.prepare_data()
     data.setup("fit")
-    image, _, mask = data.probe_dataset("train")[6]
+    image, _, mask = data.monitor_dataset("train")[6]
     assert (image.shape, mask.shape, data.shape) == ((3, 48, 48), (48, 48), (3, 48, 48))
 
 

@@ -69,14 +69,14 @@ def test_features_of_another_layer_are_refused():
     [
         ({"feature_shape": (17, 8)}, r"^features of an image have the shape \(17, 8\); expected \(C, H, W\)"),
         ({"feature_shape": (0,)}, r"^features of an image have the shape \(0,\)"),
-        ({"image_shape": (8, 8)}, r"^images have the shape \(8, 8\); expected \(C, H, W\)$"),
+        ({"input_shape": (8, 8)}, r"^images have the shape \(8, 8\); expected \(C, H, W\)$"),
         ({"blocks": 0}, r"^width is 32 and blocks is 0; both must be at least 1$"),
         ({"width": 0}, r"^width is 0 and blocks is 6"),
     ],
 )
 def test_impossible_shapes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Decoder(**{"feature_shape": (8, 4, 4), "image_shape": (1, 8, 8)} | arguments)
+        Decoder(**{"feature_shape": (8, 4, 4), "input_shape": (1, 8, 8)} | arguments)
 
 
 def test_the_scale_of_the_features_does_not_matter():

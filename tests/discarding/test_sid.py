@@ -7,7 +7,7 @@ from reference import discarding as reference
 from torch import nn
 
 from netprism.discarding.concentration import concentration
-from netprism.discarding.noise import feature_change, fill_sigma, optimize_sigma
+from netprism.discarding.noise import feature_change, optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import column_norms, feature_scale, jacobian_norms
 from netprism.discarding.sid import ALPHA, strict_information_discarding
 
@@ -127,7 +127,7 @@ def test_no_pass_is_larger_than_the_chunk_size():
 def test_closed_form_fills_up_to_the_cap(cap):
     generator = torch.Generator().manual_seed(1)
     norms = torch.rand(4, 9, generator=generator, dtype=torch.float64) ** 6
-    found = fill_sigma(norms, budget=0.5, max_sigma=cap)
+    found = water_filling_sigma(norms, budget=0.5, max_sigma=cap)
     for row, expected in zip(found, norms, strict=True):
         torch.testing.assert_close(row, torch.from_numpy(reference.sigma(expected, 0.5, cap)))
     used = (found.square() * norms).sum(1)
@@ -138,7 +138,7 @@ def test_closed_form_fills_up_to_the_cap(cap):
 def test_without_a_cap_in_reach_it_is_the_formula_of_the_paper():
     norms = torch.rand(2, 3, 4, 4) + 0.1
     expected = (0.01 / (48 * norms.double())).sqrt()
-    torch.testing.assert_close(fill_sigma(norms, 0.01, max_sigma=10.0), expected)
+    torch.testing.assert_close(water_filling_sigma(norms, 0.01, max_sigma=10.0), expected)
 
 
 @pytest.mark.parametrize("method", ["linear", "optimized"])
@@ -198,7 +198,7 @@ def test_optimisation_finds_more_entropy_at_the_same_constraint():
     assert (achieved - 1).abs().max() < 0.05
     assert (best.ratio - achieved).abs().max() < 0.08
     assert (feature_change(model, "0", x, first.sigma, noises=4000) < 0.95 * 20).all()
-    scaled = fill_sigma(column_norms(model, "0", x)["0"].mean(0), 1.0, 100.0)
+    scaled = water_filling_sigma(column_norms(model, "0", x)["0"].mean(0), 1.0, 100.0)
     for _ in range(20):
         change = feature_change(model, "0", x, scaled, noises=512)
         scaled = scaled * (20.0 / change).sqrt().view(-1, 1)

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from small_runs import EXPERIMENT, SMALL, UNPROBED, environment_of_a_desk, said, train
+from small_runs import EXPERIMENT, SMALL, UNMONITORED, environment_of_a_desk, said, train
 
 from netprism.callbacks import InformationDiscarding
 from netprism.cli.lightning_cli import SafeCheckpointIO
@@ -67,8 +67,8 @@ MALICIOUS = {
 
 def decoders_of(path):
     """As InformationDiscarding loads them."""
-    probe = InformationDiscarding(ru_decoders=path)
-    return probe._decoders(Classifier(ResNet(8)))
+    monitor = InformationDiscarding(decoders=path)
+    return monitor._decoders(Classifier(ResNet(8)))
 
 
 def change(path, position):
@@ -78,7 +78,7 @@ def change(path, position):
 
 
 def opened(command, checkpoint, *args):
-    return [command, f"--config={EXPERIMENT}", f"--ckpt_path={checkpoint}", *SMALL, UNPROBED, *args]
+    return [command, f"--config={EXPERIMENT}", f"--ckpt_path={checkpoint}", *SMALL, UNMONITORED, *args]
 
 
 @pytest.mark.parametrize(("command", "fault"), [("fit", "cut short"), ("test", "empty")])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import UNPROBED, arguments, environment_of_a_desk, in_child, rows, said, train
+from small_runs import UNMONITORED, arguments, environment_of_a_desk, in_child, rows, said, train
 
 from netprism.lightning_modules import Classifier
-from netprism.loggers import Wandb
+from netprism.loggers import OfflineFallbackWandbLogger
 from netprism.runs.folder import FINISHED, RUN, RUNS
 
 pytestmark = [
@@ -122,13 +122,13 @@ def test_wandb_on_a_full_disk_stops_no_training(disk, monkeypatch):
 
 
 def log_to_wandb(disk):
-    logger = Wandb(disk / "run", finish_timeout=5)
+    logger = OfflineFallbackWandbLogger(disk / "run", finish_timeout=5)
     logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
     fill(disk)
     for epoch in range(1, 300):
         logger.log_metrics({"epoch": epoch, "loss": 1.0, **{f"layer{i}": 1.0 for i in range(50)}}, step=epoch)
     logger.finalize("success")
-    late = Wandb(disk / "another")
+    late = OfflineFallbackWandbLogger(disk / "another")
     late.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
     late.finalize("success")
 
@@ -161,4 +161,4 @@ def test_of_two_trainings_in_one_folder_the_second_is_refused_and_destroys_nothi
     first.join(60)
     assert first.exitcode == 0
     assert list(rows(folder)) == [0]
-    assert Path(train("--ckpt_path=last", epochs=2, probe=UNPROBED)) == folder
+    assert Path(train("--ckpt_path=last", epochs=2, monitor=UNMONITORED)) == folder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import PROBED, UNPROBED, environment_of_a_desk, in_child, rows, train
+from small_runs import MONITORED, UNMONITORED, environment_of_a_desk, in_child, rows, train
 
 from netprism.callbacks import GatingEntropy
 from netprism.lightning_modules import Classifier
@@ -47,28 +47,28 @@ def killed_half_way(rename, name, part, target):
 
 POINTS = {  # what is replaced in the process that is to die: where, what, by what
     "a training step": (Classifier, "training_step", functools.partial(kill_in_step, Classifier.training_step)),
-    "a probe": (GatingEntropy, "measure", die),
+    "a monitor": (GatingEntropy, "measure", die),
     **{name: (Path, "replace", functools.partial(killed_half_way, Path.replace, Path(name).name)) for name in FILES},
 }
 
 
-def go_on_and_be_killed(point, probe):
+def go_on_and_be_killed(point, monitor):
     owner, name, deadly = POINTS[point]
     setattr(owner, name, functools.partialmethod(deadly))
-    train("--ckpt_path=last", epochs=3, probe=probe)
+    train("--ckpt_path=last", epochs=3, monitor=monitor)
 
 
 @functools.cache
-def uninterrupted(probe):
-    return rows(train(epochs=3, probe=probe))
+def uninterrupted(monitor):
+    return rows(train(epochs=3, monitor=monitor))
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_training_goes_on_from_whole_files(point):
-    probe = PROBED if point == "a probe" else UNPROBED
-    folder = train(epochs=1, probe=probe)
+    monitor = MONITORED if point == "a monitor" else UNMONITORED
+    folder = train(epochs=1, monitor=monitor)
     before = {name: (folder / name).read_bytes() for name in FILES}
-    assert in_child(functools.partial(go_on_and_be_killed, point, probe)) == -signal.SIGKILL
+    assert in_child(functools.partial(go_on_and_be_killed, point, monitor)) == -signal.SIGKILL
 
     assert len(list(folder.rglob("*.part"))) == (point in FILES), "the kill was not where it was meant to be"
     if point in FILES:
@@ -77,6 +77,6 @@ def test_a_killed_training_goes_on_from_whole_files(point):
         torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
     assert 0 in rows(folder)
 
-    assert train("--ckpt_path=last", epochs=3, probe=probe) == folder
+    assert train("--ckpt_path=last", epochs=3, monitor=monitor) == folder
     assert not list(folder.rglob("*.part")), "what was left half written piles up"
-    assert rows(folder) == uninterrupted(probe), "not the curves of an uninterrupted training"
+    assert rows(folder) == uninterrupted(monitor), "not the curves of an uninterrupted training"

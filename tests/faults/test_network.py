@@ -10,10 +10,10 @@ import time
 
 import pytest
 import wandb
-from in_time import in_time
+from deadline import in_time
 from small_runs import environment_of_a_desk
 
-from netprism.loggers import Wandb
+from netprism.loggers import OfflineFallbackWandbLogger
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # well formed, and nobody's
 BUCKET = {"id": "1", "name": "run", "displayName": "run", "config": "{}", "historyLineCount": 0}
@@ -75,7 +75,7 @@ def logged(folder):
 
 def test_a_server_that_goes_away_costs_a_wait_at_the_end_and_no_row(tmp_path, server, caplog):
     caplog.set_level("INFO")
-    logger = Wandb(tmp_path / "run", finish_timeout=1)
+    logger = OfflineFallbackWandbLogger(tmp_path / "run", finish_timeout=1)
     logger.log_metrics({"epoch": 0, "loss": 0.0}, step=0)
     assert server.streamed.wait(30), "the run did not go online"
     server.shutdown()

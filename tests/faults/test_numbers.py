@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_runs import UNPROBED, arguments, environment_of_a_desk, rows, said
+from small_runs import UNMONITORED, arguments, environment_of_a_desk, rows, said
 
 from netprism.lightning_modules import Classifier
 
-SMALL_DATA = ["--data.image_size=32", "--data.batch_size=8", "--trainer.logger=false", UNPROBED]
+SMALL_DATA = ["--data.image_size=32", "--data.batch_size=8", "--trainer.logger=false", UNMONITORED]
 
 
 @pytest.fixture(autouse=True)

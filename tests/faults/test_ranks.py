@@ -9,14 +9,14 @@ from datetime import timedelta
 
 import pytest
 import pytorch_lightning as pl
-from in_time import in_time
+from deadline import in_time
 from pytorch_lightning.strategies import DDPStrategy
-from small_probes import PROBES, Module, shorten
-from strangers import Stranger, fit, images
+from small_monitors import PROBES, Module, shorten
+from third_party_modules import Stranger, fit, images
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from netprism.callbacks import EvenRanks
+from netprism.callbacks import CheckEqualBatches
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
 
@@ -103,7 +103,7 @@ def train(folder, module, *callbacks, **options):
 def test_ranks_with_different_numbers_of_training_batches_are_refused(tmp_path):
     line = "ValueError: ranks 0 to 1 have 3, 2 training batches and would get out of step"
     with pytest.raises(ProcessRaisedException, match=line):
-        train(tmp_path, Uneven(), EvenRanks())
+        train(tmp_path, Uneven(), CheckEqualBatches())
 
 
 class Endless(IterableDataset):
@@ -116,7 +116,9 @@ class Endless(IterableDataset):
 def test_loaders_without_a_length_are_not_compared(tmp_path, devices):
     strategy = "ddp_fork" if devices == 2 else "auto"
     loader = DataLoader(Endless(), BATCH)
-    assert train(tmp_path, Stranger(), EvenRanks(), train_dataloaders=loader, devices=devices, strategy=strategy)
+    assert train(
+        tmp_path, Stranger(), CheckEqualBatches(), train_dataloaders=loader, devices=devices, strategy=strategy
+    )
 
 
 class Images(ImageDataModule):
@@ -149,8 +151,8 @@ class Counts(pl.Callback):
 def test_validation_may_be_uneven_and_our_training_data_never_are(tmp_path, monkeypatch):
     """Three ranks, of which the last has no second batch to validate and one image less to train on."""
     shorten(monkeypatch)
-    probes, data = [probe() for probe in PROBES.values()], Images(batch_size=1)
-    trainer = train(tmp_path, Module(), EvenRanks(), *probes, Counts(tmp_path), datamodule=data, devices=3)
+    monitors, data = [monitor() for monitor in PROBES.values()], Images(batch_size=1)
+    trainer = train(tmp_path, Module(), CheckEqualBatches(), *monitors, Counts(tmp_path), datamodule=data, devices=3)
     counts = [(tmp_path / f"counts{rank}").read_text() for rank in range(3)]
     assert counts == ["9 2", "9 2", "9 1"]
     for name in PROBES:

@@ -11,7 +11,7 @@ CELLS = [[cell.strip() for cell in row.strip("|").split("|")] for row in ROWS]
 TABLE = {fault: cells for fault, *cells in CELLS if fault not in ("fault", "---")}
 FAULTS = [
     "kill -9 in training",
-    "kill -9 in a probe",
+    "kill -9 in a monitor",
     "kill -9 while a checkpoint is written",
     "kill -9 while `metrics.csv`",
     "one rank dies",
@@ -22,12 +22,12 @@ FAULTS = [
     "NaN in the loss",
     "NaN in activations",
     "NaN in energies",
-    "a probe that raises",
+    "a monitor that raises",
     "corrupt or truncated checkpoint",
     "checkpoint of another model",
     "malicious pickle",
     "uneven ranks",
-    "a rank with no probe sample",
+    "a rank with no monitor sample",
     "two runs started in the same second",
     "read-only run folder",
     "data set half downloaded",

@@ -27,8 +27,8 @@ def test_writes_one_file_or_none(tmp_path):
 
 def test_the_sweep_shows_means_and_extremes_of_the_seeds():
     rows = [
-        {"lambda_": lambda_, "prior_only": prior, "seed": seed, "H": 10 - 5 * prior + seed, "accuracy": 0.9, "gap": 0.1}
-        for lambda_, prior in ((0.0, 1), (1e-3, 1), (1e-3, 0))
+        {"weight": weight, "prior_only": prior, "seed": seed, "H": 10 - 5 * prior + seed, "accuracy": 0.9, "gap": 0.1}
+        for weight, prior in ((0.0, 1), (1e-3, 1), (1e-3, 0))
         for seed in (0, 2)
     ]
     figure = lambda_sweep(rows)

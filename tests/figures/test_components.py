@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from netprism.components.measures import ComponentMeter, quantities
+from netprism.components.measures import ComponentMetric, quantities
 from netprism.figures.components import channel_maps, draw, tabulate
 
 ORDERS = (4, 7)
@@ -12,7 +12,7 @@ ORDERS = (4, 7)
 def found(labels=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     feature = torch.randn(9, 3, 4, 4, generator=generator)
-    meter = ComponentMeter(ORDERS)
+    meter = ComponentMetric(ORDERS)
     head = (lambda f: f.mean((2, 3))) if labels else None
     meter.update(feature, [feature / 3, feature / 2], head, torch.arange(9) % 3 if labels else None)
     return meter.compute()

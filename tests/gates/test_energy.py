@@ -93,7 +93,7 @@ def cross_entropy_of_fit(fits, **options):
     draws = law.multinomial(fits * 128, replacement=True, generator=generator()).view(fits, 128)
     for batch in draws:
         optimizer.zero_grad()
-        energy.fit_loss(states[batch]).backward()
+        energy.contrastive_step(states[batch]).backward()
         optimizer.step()
     return -(law * energy.log_prob_unnormalized(states).log_softmax(0)).sum().item()
 
@@ -110,7 +110,7 @@ def test_learns_a_known_law():
 def test_the_prior_alone_does_not():
     states, law = toy()
     energy = GateEnergy((8,), prior_only=True)
-    energy.fit_loss(states[law.multinomial(20_000, replacement=True, generator=generator())])
+    energy.contrastive_step(states[law.multinomial(20_000, replacement=True, generator=generator())])
     cross_entropy = -(law * energy.log_prob_unnormalized(states).log_softmax(0)).sum().item()
     rates = law @ states
     independent = torch.special.entr(torch.stack([rates, 1 - rates])).sum().item()
@@ -148,7 +148,7 @@ def test_the_six_widths_of_the_paper_and_a_start_at_the_prior():
 def test_the_loss_pushes_f_up_at_the_gates_and_down_at_the_samples():
     energy = GateEnergy((8,), widths=NARROW, l2=0.0)
     gates = torch.rand(32, 8, generator=generator()) < 0.5
-    loss = energy.fit_loss(gates)
+    loss = energy.contrastive_step(gates)
     negatives = energy.chains.float()
     expected = energy.f(negatives).mean() - energy.f(gates.float()).mean()
     parameters = list(energy.parameters())
@@ -160,9 +160,9 @@ def test_the_loss_pushes_f_up_at_the_gates_and_down_at_the_samples():
 def test_rates_are_a_running_mean_of_each_channel():
     energy = GateEnergy((2, 2, 2), prior_only=True)
     first = torch.tensor([[[[1, 0], [0, 0]], [[1, 1], [1, 1]]]]).bool()
-    energy.fit_loss(first)
+    energy.contrastive_step(first)
     assert energy.rates.tolist() == [0.25, 1.0]
-    energy.fit_loss(~first)
+    energy.contrastive_step(~first)
     assert energy.rates.tolist() == pytest.approx([0.9 * 0.25 + 0.1 * 0.75, 0.9])
 
 
@@ -172,7 +172,7 @@ def test_dead_gates_and_a_batch_of_one_stay_finite():
     gates = torch.tensor([[True, True, True, False, False, False]])
     for _ in range(30):
         optimizer.zero_grad()
-        energy.fit_loss(gates).backward()
+        energy.contrastive_step(gates).backward()
         optimizer.step()
     assert energy.rates.tolist() == [1, 1, 1, 0, 0, 0]
     log_prob = energy.log_prob_unnormalized(torch.stack([gates[0], ~gates[0]]))
@@ -182,11 +182,11 @@ def test_dead_gates_and_a_batch_of_one_stay_finite():
 
 def test_a_batch_with_a_nan_teaches_nothing():
     energy = GateEnergy((4,), widths=NARROW)
-    energy.fit_loss(torch.rand(8, 4, generator=generator()))
+    energy.contrastive_step(torch.rand(8, 4, generator=generator()))
     rates = energy.rates.clone()
     gates = torch.rand(8, 4, generator=generator())
     gates[3, 2] = float("nan")
-    gradients = torch.autograd.grad(energy.fit_loss(gates), list(energy.parameters()))
+    gradients = torch.autograd.grad(energy.contrastive_step(gates), list(energy.parameters()))
     assert torch.equal(energy.rates, rates)
     assert not any(gradient.any() for gradient in gradients)
     assert not energy.sound
@@ -196,7 +196,7 @@ def fit(energy, fits, start=0):
     optimizer = torch.optim.SGD(energy.parameters(), lr=1e-2)
     for number in range(start, start + fits):
         optimizer.zero_grad()
-        energy.fit_loss(torch.rand(16, 4, generator=generator(number)) < 0.3).backward()
+        energy.contrastive_step(torch.rand(16, 4, generator=generator(number)) < 0.3).backward()
         optimizer.step()
 
 
@@ -225,4 +225,4 @@ def test_wrong_options_are_named():
     with pytest.raises(ValueError, match=r"chains of an energy model of gates \(3,\): 0; expected a number >= 1"):
         GateEnergy((3,), chains=0)
     with pytest.raises(ValueError, match=r"gates have shape \(4,\), the energy model is for \(3,\)"):
-        GateEnergy((3,)).fit_loss(torch.ones(2, 4))
+        GateEnergy((3,)).contrastive_step(torch.ones(2, 4))

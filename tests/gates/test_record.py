@@ -69,7 +69,7 @@ def test_every_activation_module_gates_at_zero(activation):
     assert list(gates.states) == ["1"]
     assert torch.equal(gates.states["1"], net[0](x) > 0)
     assert gates.layers["1"].kind == "relu"
-    assert gates.layers["1"].fed_by == "linear"
+    assert gates.layers["1"].preceded_by == "linear"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_torchvision_models(name, count, feeds):
             watched = model(x)
     assert torch.equal(alone, watched)
     assert len(gates.layers) == count
-    assert {layer.fed_by for layer in gates.layers.values()} == feeds
+    assert {layer.preceded_by for layer in gates.layers.values()} == feeds
     assert all(len(layer) == 2 for layer in gates.packed.values())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from netprism.knowledge.importance import network_similarity, region_features, regional_importance
 from netprism.knowledge.points import knowledge_points
-from netprism.knowledge.region_projection import align_loss, fit_region_map, matching_regions, similarity_loss
+from netprism.knowledge.region_projection import align_loss, fit_region_projection, matching_regions, similarity_loss
 
 
 def planted(count=60, side=4, channels=16, classes=5, patches=3, seed=0):
@@ -119,9 +119,9 @@ def test_bad_input_of_importance_is_named(features, logits, options, message):
 
 def test_large_maps_are_averaged_over_cells():
     maps = torch.arange(16.0).view(1, 1, 4, 4)
-    assert region_features(maps, max_side=2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert region_features(maps, max_side=4).flatten().tolist() == list(range(16))
-    assert region_features(torch.rand(2, 3, 2, 8), max_side=4).shape == (2, 8, 3)
+    assert region_features(maps, max_grid=2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert region_features(maps, max_grid=4).flatten().tolist() == list(range(16))
+    assert region_features(torch.rand(2, 3, 2, 8), max_grid=4).shape == (2, 8, 3)
     assert region_features(torch.rand(2, 3).bfloat16()).dtype == torch.float32
 
 
@@ -187,11 +187,13 @@ def test_a_start_gives_the_directions_and_not_the_strength():
     _, features, importance, logits, samples = random_case()
     start = torch.randn(3, 5, dtype=torch.float64)
     fits = [
-        fit_region_map(features, samples, importance, logits, start=scale * start, steps=1, learning_rate=1e-9).matrix
+        fit_region_projection(
+            features, samples, importance, logits, start=scale * start, steps=1, learning_rate=1e-9
+        ).matrix
         for scale in (1.0, 50.0)
     ]
     assert torch.allclose(*fits)
-    fresh = fit_region_map(features, samples, importance, logits, steps=1, learning_rate=1e-9).matrix
+    fresh = fit_region_projection(features, samples, importance, logits, steps=1, learning_rate=1e-9).matrix
     assert fits[0].norm().item() == pytest.approx(fresh.norm().item(), rel=1e-6)
     assert F.cosine_similarity(fits[0].flatten(), start.flatten(), dim=0) > 0.999
 
@@ -249,7 +251,7 @@ def test_knowledge_points_find_planted_patterns():
     # the sample projection of an ideal network: one direction for each class
     directions = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, 0], [0, 0, -1]]), dim=1)
     regions = region_features(features)
-    fitted = fit_region_map(regions, 3 * directions[labels], importance, logits, steps=100)
+    fitted = fit_region_projection(regions, 3 * directions[labels], importance, logits, steps=100)
     found = knowledge_points(fitted(regions), directions, torch.full((5,), 0.2), labels, strength=1.0)
     assert area_under_roc(found.confidence, mask) > 0.95
     assert found.reliable[mask].float().mean() > 0.9

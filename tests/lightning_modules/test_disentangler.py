@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from netprism.components.measures import ComponentMeter
+from netprism.components.measures import ComponentMetric
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
 from netprism.lightning_modules import Disentangler
@@ -132,7 +132,7 @@ def test_the_logged_components_are_those_of_the_nets(tmp_path):
     keys |= {f"train/loss/{order}" for order in (4, 7)} | {"val/unexplained", "train/loss"}
     assert set(logged) == keys
     disentangler.eval()
-    data = Images().probe_dataset("test")
+    data = Images().monitor_dataset("test")
     x = torch.stack([image for image, _ in data])
     with torch.no_grad():
         feature, approximations = disentangler.split.feature(x), disentangler(x)
@@ -173,7 +173,7 @@ class Watch(pl.Callback):
 
 
 def test_the_deeper_order_starts_from_the_shallower_one_when_its_turn_comes(tmp_path):
-    disentangler, watch = module(warm_start_share=0.5), Watch()
+    disentangler, watch = module(warm_start_fraction=0.5), Watch()
     trainer = fit(disentangler, tmp_path, callbacks=[watch])  # 10 steps
     assert disentangler.starts == [0, 5]
     assert watch.started == [1] * 5 + [2] * 5
@@ -187,7 +187,7 @@ def test_the_deeper_order_starts_from_the_shallower_one_when_its_turn_comes(tmp_
 
 
 def test_an_order_that_waits_counts_as_the_shallower_one(tmp_path):
-    disentangler = module(warm_start_share=0.75)
+    disentangler = module(warm_start_fraction=0.75)
     trainer = fit(disentangler, tmp_path, max_epochs=1, limit_train_batches=4)  # the second starts at step 3
     one, two = disentangler(torch.randn(2, 1, 8, 8))
     assert not torch.equal(one, two)
@@ -198,12 +198,12 @@ def test_an_order_that_waits_counts_as_the_shallower_one(tmp_path):
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
-    whole = module(warm_start_share=0.3)
+    whole = module(warm_start_fraction=0.3)
     fit(whole, tmp_path, max_epochs=2)
-    half = module(warm_start_share=0.3)
+    half = module(warm_start_fraction=0.3)
     trainer = fit(half, tmp_path, max_epochs=2, callbacks=[Stop()])
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    resumed = module(warm_start_share=0.3)
+    resumed = module(warm_start_fraction=0.3)
     fit(resumed, tmp_path, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert resumed.started == 2
     for key, value in whole.state_dict().items():
@@ -284,7 +284,7 @@ def test_learns_what_four_relus_can_make(tmp_path):
     [
         ({"orders": (4, 8)}, r"order is 8; expected 3m \+ 1"),
         ({"width": 0.3}, "width is 0.3"),
-        ({"warm_start_share": 1.0}, "warm_start_share is 1.0"),
+        ({"warm_start_fraction": 1.0}, "warm_start_fraction is 1.0"),
         ({"decay": 0.0}, "decay 0.0"),
         (
             {"layer": "blok"},
@@ -316,7 +316,7 @@ def test_a_layer_of_several_tensors_a_constant_feature_and_no_shape(tmp_path):
     nn.init.zeros_(dead.conv.weight)
     with pytest.raises(ValueError, match="the feature is the same for all 16 samples: its variance is 0"):
         fit(module(teacher=dead, layer="bn"), tmp_path)
-    data = torch.utils.data.DataLoader(Images().probe_dataset("train"), batch_size=8)
+    data = torch.utils.data.DataLoader(Images().monitor_dataset("train"), batch_size=8)
     with pytest.raises(ValueError, match=r"give input_shape=\(C, H, W\)"):
         trainer_in(tmp_path).fit(module(), data, data)
     with pytest.raises(RuntimeError, match="the nets are made when the training begins"):
@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_names_the_order(tmp_path):
 
 def test_a_meter_of_the_house_agrees(tmp_path):
     disentangler = module(input_shape=(1, 8, 8)).eval()
-    meter = ComponentMeter((4, 7))
+    meter = ComponentMetric((4, 7))
     x = torch.randn(9, 1, 8, 8)
     meter.update(disentangler._feature(x), disentangler(x))
     assert meter.compute().significance[1] == 0, "it waits, so it adds nothing"

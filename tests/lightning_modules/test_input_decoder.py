@@ -155,7 +155,7 @@ def test_the_shape_of_the_images_comes_from_the_data_module(teacher):
     with pytest.raises(ValueError, match="^there is no decoder of layer 'stem'; there are none before the training"):
         decoder.decoder("stem")
     trainer().fit(decoder, Data())
-    assert decoder.decoder("stem").image_shape == SHAPE
+    assert decoder.decoder("stem").input_shape == SHAPE
 
 
 def test_a_checkpoint_holds_no_objects_and_gives_the_decoders_back(teacher, tmp_path):

@@ -11,7 +11,7 @@ from netprism.knowledge.sample_projection import fit_projection
 from netprism.lightning_modules import RegionProjection
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # the teacher, on purpose
-SHORT = {"image_shape": (1, 8, 8), "updates": 3, "compared": 10}
+SHORT = {"input_shape": (1, 8, 8), "updates": 3, "compared": 10}
 
 
 class Teacher(nn.Module):

@@ -17,7 +17,7 @@ from netprism.knowledge.sample_projection import (
     strength_correlation,
 )
 from netprism.lightning_modules import SampleProjection
-from netprism.loggers import MetricsCsv
+from netprism.loggers import ResumableCSVLogger
 from netprism.taps import tap
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # the teacher, on purpose
@@ -161,7 +161,7 @@ def test_two_processes_find_with_lbfgs_what_one_finds_to_the_bit(tmp_path):
 
 def test_a_run_has_its_curves_pictures_and_a_checkpoint_to_load(tmp_path):
     module = SampleProjection(teacher(), SHAPE, optimizer=few_steps)
-    trainer = fit(module, tmp_path, logger=MetricsCsv(tmp_path), log_every_n_steps=1)
+    trainer = fit(module, tmp_path, logger=ResumableCSVLogger(tmp_path), log_every_n_steps=1)
     with open(tmp_path / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert set(rows[-1]) == {"epoch", "step"} | {f"{key}/before_last" for key in KEYS}

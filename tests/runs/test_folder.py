@@ -7,7 +7,7 @@ import sys
 import pytest
 from torch.distributed import TCPStore
 
-from netprism.runs.folder import RUN, RUNS, new_id, open_folder, place, provenance, shown, write_text
+from netprism.runs.folder import RUN, RUNS, choose_folder, display_path, new_id, open_folder, provenance, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def checkpoint(folder, name="last", age=0):
 
 
 def test_new_runs_never_share_a_folder(tmp_path):
-    folders = {str(place("gates/digits_mlp")[0]) for _ in range(200)}
+    folders = {str(choose_folder("gates/digits_mlp")[0]) for _ in range(200)}
     assert len(folders) == 200
     assert all(re.fullmatch(r"runs/gates/digits_mlp/\d{8}-\d{6}-[0-9a-f]{6}", folder) for folder in folders)
     assert not list(tmp_path.iterdir()), "choosing a folder makes none"
@@ -54,13 +54,13 @@ def test_ids_sort_by_age(monkeypatch):
 def test_the_ranks_of_a_job_get_one_folder(variables, folder, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert [str(place("quickstart")[0]) for _ in range(2)] == [folder, folder]
+    assert [str(choose_folder("quickstart")[0]) for _ in range(2)] == [folder, folder]
 
 
 def test_an_interactive_job_has_many_runs(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
-    assert place("quickstart")[0] != place("quickstart")[0]
+    assert choose_folder("quickstart")[0] != choose_folder("quickstart")[0]
 
 
 @pytest.fixture
@@ -80,21 +80,21 @@ def torchrun(monkeypatch):
 @pytest.mark.parametrize("run_id", ["none", "ddc20222-feb8-4cd8-9ae3-87519937de63"])
 def test_the_ranks_of_torchrun_agree_on_a_folder(torchrun, run_id, tmp_path):
     torchrun(0, run_id)
-    folder, ckpt = place("quickstart")
+    folder, ckpt = choose_folder("quickstart")
     torchrun(1, run_id)
-    assert place("quickstart") == (folder, None)
+    assert choose_folder("quickstart") == (folder, None)
     assert ckpt is None
     assert re.fullmatch(r"runs/quickstart/\d{8}-\d{6}-[0-9a-f]{6}", str(folder))
     torchrun(1, run_id, restarts=1)
-    assert place("quickstart") == (folder, None)
+    assert choose_folder("quickstart") == (folder, None)
     own = checkpoint(tmp_path / folder)
-    assert place("quickstart") == (folder, str(own.relative_to(tmp_path)))
+    assert choose_folder("quickstart") == (folder, str(own.relative_to(tmp_path)))
 
 
 def test_torchrun_goes_on_with_the_newest_run_if_asked(torchrun, tmp_path):
     own = checkpoint(tmp_path / "runs" / "quickstart" / "before")
     torchrun(0)
-    assert place("quickstart", "last") == (own.relative_to(tmp_path).parents[1], str(own.relative_to(tmp_path)))
+    assert choose_folder("quickstart", "last") == (own.relative_to(tmp_path).parents[1], str(own.relative_to(tmp_path)))
 
 
 def test_last_and_best_are_of_the_newest_run(tmp_path):
@@ -103,11 +103,11 @@ def test_last_and_best_are_of_the_newest_run(tmp_path):
     checkpoint(home / "old", "best", age=100)
     checkpoint(home / "new")
     checkpoint(tmp_path / "runs" / "other" / "newest", age=-100)
-    assert place("quickstart", "last") == (
+    assert choose_folder("quickstart", "last") == (
         home.relative_to(tmp_path) / "new",
         "runs/quickstart/new/checkpoints/last.ckpt",
     )
-    assert place("quickstart", "best") == (
+    assert choose_folder("quickstart", "best") == (
         home.relative_to(tmp_path) / "old",
         "runs/quickstart/old/checkpoints/best.ckpt",
     )
@@ -116,17 +116,17 @@ def test_last_and_best_are_of_the_newest_run(tmp_path):
 def test_a_requeued_job_goes_on_with_itself_and_starts_afresh_at_first(tmp_path, monkeypatch):
     checkpoint(tmp_path / "runs" / "quickstart" / "other")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    assert place("quickstart", "last")[1] is None
+    assert choose_folder("quickstart", "last")[1] is None
     own = checkpoint(tmp_path / "runs" / "quickstart" / "77", age=100)
-    folder, ckpt = place("quickstart", "last")
+    folder, ckpt = choose_folder("quickstart", "last")
     assert (tmp_path / ckpt, tmp_path / folder) == (own, own.parents[1])
 
 
 def test_a_checkpoint_of_the_experiment_brings_its_folder_another_one_does_not(tmp_path):
     own = checkpoint(tmp_path / "runs" / "quickstart" / "a")
     other = checkpoint(tmp_path / "runs" / "other" / "a")
-    assert place("quickstart", str(own)) == (own.parents[1], str(own))
-    folder, ckpt = place("quickstart", str(other))
+    assert choose_folder("quickstart", str(own)) == (own.parents[1], str(own))
+    folder, ckpt = choose_folder("quickstart", str(other))
     assert ckpt == str(other)
     assert re.fullmatch(r"runs/quickstart/\d.*", str(folder))
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_the_experiment_brings_its_folder_another_one_does_not(t
 @pytest.mark.parametrize("word", ["last", "best", "nowhere.ckpt"])
 def test_a_missing_checkpoint_is_named(word):
     with pytest.raises(FileNotFoundError, match=f"no checkpoint '{word}'"):
-        place("quickstart", word)
+        choose_folder("quickstart", word)
 
 
 def test_a_file_is_never_half_written(tmp_path, monkeypatch):
@@ -155,9 +155,9 @@ def test_a_run_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_paths_are_shown_as_typed(tmp_path):
-    assert shown(tmp_path / "runs" / "a") == "runs/a"
-    assert shown("runs/a") == "runs/a"
-    assert shown("/elsewhere") == "/elsewhere"
+    assert display_path(tmp_path / "runs" / "a") == "runs/a"
+    assert display_path("runs/a") == "runs/a"
+    assert display_path("/elsewhere") == "/elsewhere"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")

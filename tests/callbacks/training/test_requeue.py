@@ -5,7 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from strangers import Stranger, images, loaders
+from third_party_modules import Stranger, images, loaders
 from torch.multiprocessing import ProcessExitedException
 
 from netprism.callbacks import ExactResume, Requeue

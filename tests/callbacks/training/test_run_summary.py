@@ -3,11 +3,11 @@ from pytorch_lightning import LightningModule, Trainer
 
 from netprism.callbacks import RunSummary
 from netprism.callbacks.training.run_summary import epochs, is_summary, table
-from netprism.loggers import MetricsCsv
+from netprism.loggers import ResumableCSVLogger
 
 
 def log(folder, *calls):
-    logger = MetricsCsv(folder)
+    logger = ResumableCSVLogger(folder)
     for epoch, metrics in calls:
         logger.log_metrics({"epoch": epoch, **metrics}, step=10 * epoch)
     return logger

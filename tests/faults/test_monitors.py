@@ -11,21 +11,21 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from in_time import in_time
-from small_probes import PROBES, Module, shorten
+from small_monitors import PROBES, Module, shorten
 from strangers import Net, fit
 from torch.multiprocessing import ProcessRaisedException
 
-from netprism.callbacks._monitor import Probe, log
+from netprism.callbacks._monitor import Monitor, log
 from netprism.callbacks._monitor_data import inputs_and_labels
-from netprism.distributed import everywhere, together
-from netprism.loggers import MetricsCsv
+from netprism.distributed import all_gather_object, run_on_all_ranks
+from netprism.loggers import ResumableCSVLogger
 
 EPOCHS = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*layer 'fc1' has one region")
 
 
-class Failing(Probe):
-    """Raises on some ranks in some epochs, between the collectives of a probe."""
+class Failing(Monitor):
+    """Raises on some ranks in some epochs, between the collectives of a monitor."""
 
     def __init__(self, where, error=None, ranks=(0,), epochs=(1,), **options):
         super().__init__("failing", **options)
@@ -48,11 +48,11 @@ class Failing(Probe):
         pl_module.train()
         pl_module(torch.randn(4, 1, 8, 8))
         perhaps("before")
-        together(partial(perhaps, "together"))
-        everywhere("a")
+        run_on_all_ranks(partial(perhaps, "together"))
+        all_gather_object("a")
         perhaps("between")
-        everywhere("b")
-        together(lambda: everywhere(perhaps("in a gather in a together")))
+        all_gather_object("b")
+        run_on_all_ranks(lambda: all_gather_object(perhaps("in a gather in a together")))
         perhaps("after")
         return {"one": 1.0}
 
@@ -61,27 +61,27 @@ PLACES = ["before", "together", "between", "in a gather in a together", "after"]
 
 
 class Report(pl.Callback):
-    """Writes down what a rank has at the end, and what its probes had after each epoch."""
+    """Writes down what a rank has at the end, and what its monitors had after each epoch."""
 
     def __init__(self, folder):
         self.folder, self.states = Path(folder), []
 
     def on_train_start(self, trainer, pl_module):
-        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
         content = io.BytesIO()
-        torch.save([probe.state_dict() for probe in probes], content)
+        torch.save([monitor.state_dict() for monitor in monitors], content)
         self.states.append(hashlib.md5(content.getvalue()).hexdigest())
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer, pl_module):
-        probes = [callback for callback in trainer.callbacks if isinstance(callback, Probe)]
+        monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]
         torch.save(
             {
                 "weights": pl_module.state_dict(),
-                "history": [row for probe in probes for row in probe.history],
-                "seen": [getattr(probe, "seen", None) for probe in probes],
+                "history": [row for monitor in monitors for row in monitor.history],
+                "seen": [getattr(monitor, "seen", None) for monitor in monitors],
                 "keys": sorted(trainer.callback_metrics),
                 "states": self.states,
             },
@@ -89,22 +89,22 @@ class Report(pl.Callback):
         )
 
 
-def train(folder, *probes, **options):
+def train(folder, *monitors, **options):
     """Three epochs; what each rank has at the end, and the rows of metrics.csv."""
     folder.mkdir(exist_ok=True)
     pl.seed_everything(3, verbose=False)
     handler = logging.FileHandler(folder / "log")
     log.addHandler(handler)  # the ranks are forked with it
     try:
-        return _train(folder, *probes, **options)
+        return _train(folder, *monitors, **options)
     finally:
         log.removeHandler(handler)
         handler.close()
 
 
-def _train(folder, *probes, devices=1, module=Module, **options):
+def _train(folder, *monitors, devices=1, module=Module, **options):
     fit(
-        module(), *probes, Report(folder), folder=folder, max_epochs=EPOCHS, logger=MetricsCsv(folder), devices=devices,
+        module(), *monitors, Report(folder), folder=folder, max_epochs=EPOCHS, logger=ResumableCSVLogger(folder), devices=devices,
         strategy="ddp_fork" if devices > 1 else "auto", limit_val_batches=0, **options,
     )  # fmt: skip
     return results(folder, devices)
@@ -118,14 +118,14 @@ def results(folder, devices):
 
 
 def warnings_of(folder):
-    """What the probes' logger said, on any rank."""
+    """What the monitors' logger said, on any rank."""
     return (folder / "log").read_text().splitlines()
 
 
-def train_in_time(folder, *probes, devices=2, **options):
+def train_in_time(folder, *monitors, devices=2, **options):
     """The same, given up after a minute."""
     with in_time(60):
-        return train(folder, *probes, devices=devices, **options)
+        return train(folder, *monitors, devices=devices, **options)
 
 
 def same_weights(ranks, others):
@@ -138,7 +138,7 @@ def same_weights(ranks, others):
 
 @pytest.fixture(scope="module")
 def unprobed(tmp_path_factory):
-    """What each rank has after a training without a probe, by the number of ranks."""
+    """What each rank has after a training without a monitor, by the number of ranks."""
     folder = tmp_path_factory.mktemp("unprobed")
     return {devices: train_in_time(folder / str(devices), devices=devices)[0] for devices in (1, 2)}
 
@@ -148,13 +148,13 @@ def unprobed(tmp_path_factory):
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError("boom"), torch.cuda.OutOfMemoryError("boom")])
 def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unprobed, error):
-    probe = Failing("after", error, on_error="warn")
-    ranks, rows = train(tmp_path, probe)
+    monitor = Failing("after", error, on_error="warn")
+    ranks, rows = train(tmp_path, monitor)
     (line,) = warnings_of(tmp_path)
     kind = type(error).__name__
     assert line == f"failing: no values in epoch 1, the training goes on ({kind}: boom)"
-    assert [row["epoch"] for row in probe.history] == [-1, 0, 2]
-    assert probe.seen == [-1, 0, 2]  # what the failed measurement did to the probe itself is undone
+    assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
+    assert monitor.seen == [-1, 0, 2]  # what the failed measurement did to the monitor itself is undone
     assert {epoch: row["failing/one"] for epoch, row in rows.items()} == {-1: "1.0", 0: "1.0", 2: "1.0"}
     assert same_weights(ranks, unprobed[1])
 
@@ -186,7 +186,7 @@ def test_every_probe_refuses_other_words_than_raise_and_warn(name):
 
 
 class Poison(pl.Callback):
-    """Before the probes: makes one weight NaN while they measure epoch 1."""
+    """Before the monitors: makes one weight NaN while they measure epoch 1."""
 
     def on_train_epoch_end(self, trainer, pl_module):
         weight = pl_module.model.conv.weight.data
@@ -211,13 +211,13 @@ def short(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", PROBES)
 def test_activations_that_are_nan_are_an_error_that_names_the_layer(tmp_path, name, short):
     """And once the network is well again, so are the numbers."""
-    probe = PROBES[name](on_error="warn")
-    train(tmp_path, Poison(), probe)
+    monitor = PROBES[name](on_error="warn")
+    train(tmp_path, Poison(), monitor)
     (line,) = warnings_of(tmp_path)
     assert line.startswith(f"{name}: no values in epoch 1, the training goes on (ValueError: ")
     assert repr(LAYERS[name]) in line
-    assert [row["epoch"] for row in probe.history] == [-1, 0, 2]
-    assert sum(value == value for value in probe.history[-1].values()) > 1
+    assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
+    assert sum(value == value for value in monitor.history[-1].values()) > 1
 
 
 @pytest.mark.parametrize("on_error", ["raise", "warn"])
@@ -226,12 +226,12 @@ def test_a_figure_that_cannot_be_drawn_costs_the_figure(tmp_path, monkeypatch, o
         raise IndexError("no axis")
 
     monkeypatch.setattr("netprism.figures.gating_entropy.draw", draw)
-    probe = PROBES["gates"](on_error=on_error)
+    monitor = PROBES["gates"](on_error=on_error)
     if on_error == "raise":
         with pytest.raises(IndexError, match="no axis"):
-            train(tmp_path, probe)
+            train(tmp_path, monitor)
     else:
-        _, rows = train(tmp_path, probe)
+        _, rows = train(tmp_path, monitor)
         assert warnings_of(tmp_path) == ["gates: no figures (IndexError: no axis)"]
         assert sorted(rows) == [-1, 0, 1, 2]
 
@@ -271,7 +271,7 @@ class Telling(Failing):
 def test_by_default_an_error_on_one_rank_ends_both_and_is_named_by_both(tmp_path, where):
     with pytest.raises(ProcessRaisedException, match="RuntimeError: boom"):
         train_in_time(tmp_path, Telling(where, ranks=(1,)))
-    assert (tmp_path / "0").read_text() == "FailedElsewhere: process 1: RuntimeError: boom"
+    assert (tmp_path / "0").read_text() == "RemoteRankError: process 1: RuntimeError: boom"
     assert (tmp_path / "1").read_text() == "RuntimeError: boom"
 
 

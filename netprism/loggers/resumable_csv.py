@@ -16,14 +16,14 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from netprism.runs.folder import shown, write_text
+from netprism.runs.folder import display_path, write_text
 
 log = logging.getLogger(__name__)
 
 Key = tuple[int | None, int | None]  # epoch and step
 
 
-class MetricsCsv(Logger):
+class ResumableCSVLogger(Logger):
     """Writes `<save_dir>/metrics.csv`: columns `epoch`, `step`, then the keys in the order of their appearance.
 
     Calls with the same epoch and step share a row. The file is rewritten whole and renamed into place, so that a reader
@@ -116,5 +116,7 @@ class MetricsCsv(Logger):
             self._told = False
         except OSError as error:
             if not self._told:
-                log.warning(f"{shown(self.path)} was not written ({error.strerror}); its rows wait for the next try")
+                log.warning(
+                    f"{display_path(self.path)} was not written ({error.strerror}); its rows wait for the next try"
+                )
             self._told = True

@@ -1,4 +1,4 @@
-"""All four probes at their smallest, and a module that suits them."""
+"""All four monitors at their smallest, and a module that suits them."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from netprism.knowledge.sample_projection import lbfgs
 PROBES = {
     "gates": partial(GatingEntropy, samples=20, batch_size=7),
     "discarding": partial(
-        InformationDiscarding, ["conv", "fc1"], images=8, scale_images=8, batch_size=3, products=2, shown=0
+        InformationDiscarding, ["conv", "fc1"], images=8, num_scale_images=8, batch_size=3, products=2, shown=0
     ),
     "knowledge": partial(
         KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, others=4, batch_size=6,
@@ -21,7 +21,7 @@ PROBES = {
     ),
     "components": partial(
         FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, samples=12, batch_size=5, every_n_epochs=1,
-        at_start=True,
+        measure_untrained=True,
     ),
 }  # fmt: skip
 
@@ -32,7 +32,7 @@ class Logits(Net):
 
 
 class Module(Stranger):
-    """Its network returns logits, as some probes want it."""
+    """Its network returns logits, as some monitors want it."""
 
     def __init__(self):
         torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""What the probes add to an epoch of ResNet-20 on 50 000 images of 32x32x3.
+"""What the monitors add to an epoch of ResNet-20 on 50 000 images of 32x32x3.
 
-    OMP_NUM_THREADS=1 python benchmarks/probes.py                # ten minutes
-    OMP_NUM_THREADS=1 python benchmarks/probes.py --images 512   # fewer training steps: noisier, sooner
+    OMP_NUM_THREADS=1 python benchmarks/monitors.py                # ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/monitors.py --images 512   # fewer training steps: noisier, sooner
 
-Trains on a few images, since what a probe costs does not depend on their number, and counts the epoch of 50 000 as 391
+Trains on a few images, since what a monitor costs does not depend on their number, and counts the epoch of 50 000 as 391
 steps of 128, without validation. CPU seconds of the process, so that others on the machine count less; medians over
 epochs, of which the first one is left out. Forward passes: how many images could pass the network in that time, in
 batches of 128 without gradients. Operators: calls of torch's, of which a GPU gets about a kernel each, some 5 us to
@@ -41,13 +41,13 @@ class Operators(TorchDispatchMode):
 
 
 class Stopwatch(pl.Callback):
-    """CPU seconds of training steps and of every measurement of the probes; the operators of the first measurement."""
+    """CPU seconds of training steps and of every measurement of the monitors; the operators of the first measurement."""
 
-    def __init__(self, probes):
+    def __init__(self, monitors):
         self.steps, self.operators = [], {}
-        self.measurements = {probe.name: [] for probe in probes}
-        for probe in probes:
-            probe._measure = self._timed(probe.name, probe._measure)
+        self.measurements = {monitor.name: [] for monitor in monitors}
+        for monitor in monitors:
+            monitor._measure = self._timed(monitor.name, monitor._measure)
 
     def _timed(self, name, measure):
         def run(*args, **options):
@@ -66,7 +66,7 @@ class Stopwatch(pl.Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         self.start = time.process_time()
 
-    def on_train_epoch_end(self, trainer, pl_module):  # the first callback: before the probes
+    def on_train_epoch_end(self, trainer, pl_module):  # the first callback: before the monitors
         self.steps.append((time.process_time() - self.start) / trainer.num_training_batches)
 
 
@@ -102,17 +102,17 @@ def operators_of_a_step(net):
 
 def measured_every_epoch(images_to_train_on, epochs, components):
     train, test = images(5000, seed=0), images(2000, seed=1)
-    probes = [
+    monitors = [
         GatingEntropy(train_data=train, test_data=test),
         InformationDiscarding(data=test),
         KnowledgePoints(["layer1", "layer2", "layer3"], every_n_epochs=1, train_data=train),
     ]
     if components:
-        given = {"train_data": train, "test_data": test, "at_start": True}
-        probes.append(FeatureComponents("layer3", every_n_epochs=epochs, **given))
-    watch, net = Stopwatch(probes), ResNet(20)
+        given = {"train_data": train, "test_data": test, "measure_untrained": True}
+        monitors.append(FeatureComponents("layer3", every_n_epochs=epochs, **given))
+    watch, net = Stopwatch(monitors), ResNet(20)
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, callbacks=[watch, *probes], limit_val_batches=0,
+        max_epochs=epochs, accelerator="cpu", devices=1, callbacks=[watch, *monitors], limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tempfile.mkdtemp(), num_sanity_val_steps=0,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def main():
     epoch, calls = step * EPOCH / BATCH, operators_of_a_step(net) * EPOCH / BATCH
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; an epoch of {EPOCH}: {epoch:.0f} CPU s,")
     print(f"{epoch / forward:.0f} forward passes of {1e3 * forward:.2f} ms, {calls:.0f} operators\n")
-    print("| probe | CPU seconds | forward passes | operators | share of an epoch | of its operators |")
+    print("| monitor | CPU seconds | forward passes | operators | share of an epoch | of its operators |")
     print("| --- | --- | --- | --- | --- | --- |")
     taken = {name: statistics.median(times[1:] or times) for name, times in watch.measurements.items()}
     for name, seconds in taken.items():

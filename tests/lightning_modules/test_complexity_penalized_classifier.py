@@ -4,7 +4,7 @@ import torch
 
 from netprism.callbacks import ComplexityPenalty
 from netprism.datamodules import Digits
-from netprism.lightning_modules import Classifier, MinimumComplexityClassifier
+from netprism.lightning_modules import Classifier, ComplexityPenalizedClassifier
 from netprism.nets import MLP
 
 
@@ -24,8 +24,8 @@ def equal(a, b):
 
 
 def test_is_a_classifier_with_the_penalty(tmp_path):
-    options = {"lambda_": 0.05, "layers": -1, "widths": (8,), "chains": 8}
-    module, trainer = trained(MinimumComplexityClassifier, tmp_path, **options)
+    options = {"weight": 0.05, "layers": -1, "widths": (8,), "chains": 8}
+    module, trainer = trained(ComplexityPenalizedClassifier, tmp_path, **options)
     assert "penalty/energy_gap/relu2" in trainer.callback_metrics
     assert "train/loss" in trainer.callback_metrics
     torch.manual_seed(0)
@@ -40,19 +40,19 @@ def test_is_a_classifier_with_the_penalty(tmp_path):
 
 
 def test_lambda_0_is_a_plain_classifier_to_the_bit(tmp_path):
-    twin, _ = trained(MinimumComplexityClassifier, tmp_path, lambda_=0.0, widths=(8,), chains=8)
+    twin, _ = trained(ComplexityPenalizedClassifier, tmp_path, weight=0.0, widths=(8,), chains=8)
     plain, _ = trained(Classifier, tmp_path)
     assert equal(twin, plain)
 
 
 def test_its_checkpoint_is_a_classifiers(tmp_path):
-    module, trainer = trained(MinimumComplexityClassifier, tmp_path, prior_only=True)
+    module, trainer = trained(ComplexityPenalizedClassifier, tmp_path, prior_only=True)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    for classifier in (Classifier, MinimumComplexityClassifier):
+    for classifier in (Classifier, ComplexityPenalizedClassifier):
         loaded = classifier.load_from_checkpoint(tmp_path / "last.ckpt", net=MLP((64, 24, 16, 10)), weights_only=True)
         assert equal(loaded, module)
 
 
 def test_wrong_options_are_named_at_once():
-    with pytest.raises(ValueError, match="lambda_ is -1; expected a weight >= 0"):
-        MinimumComplexityClassifier(MLP((64, 10)), lambda_=-1)
+    with pytest.raises(ValueError, match="weight is -1; expected a weight >= 0"):
+        ComplexityPenalizedClassifier(MLP((64, 10)), weight=-1)

@@ -10,19 +10,19 @@ from netprism.callbacks import ComplexityPenalty
 from netprism.lightning_modules.classifier import Classifier
 
 
-class MinimumComplexityClassifier(Classifier):
-    """Trains a network with the cross-entropy of its logits + lambda_ * the complexity of its gates.
+class ComplexityPenalizedClassifier(Classifier):
+    """Trains a network with the cross-entropy of its logits + weight * the complexity of its gates.
 
     In each batch the energy models of the gates take a step with the network frozen, then the network takes one with
     the energy models frozen. A `Classifier` that brings its own `ComplexityPenalty`: its keys are `Classifier`'s and
-    that callback's, its weights and checkpoints those of a `Classifier`. `lambda_=0` trains like one, to the bit.
+    that callback's, its weights and checkpoints those of a `Classifier`. `weight=0` trains like one, to the bit.
 
     Args:
         net: images (N, ...) to logits (N, num_classes).
         num_classes: the labels are 0 to num_classes - 1.
         optimizer: parameters to optimiser, as for `Classifier`.
         scheduler: likewise.
-        lambda_: weight of the complexity, a sum over layers in nats.
+        weight: weight of the complexity, a sum over layers in nats.
         **penalty: the other options of `netprism.callbacks.ComplexityPenalty`, such as `layers`.
 
     Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", section 4.3 and appendix J.
@@ -34,11 +34,11 @@ class MinimumComplexityClassifier(Classifier):
         num_classes: int = 10,
         optimizer: OptimizerCallable = optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
-        lambda_: float = 1e-3,
+        weight: float = 1e-3,
         **penalty: Any,
     ) -> None:
         super().__init__(net, num_classes, optimizer, scheduler)
-        self.penalty = ComplexityPenalty(lambda_, **penalty)
+        self.penalty = ComplexityPenalty(weight, **penalty)
 
     def configure_callbacks(self) -> list[Callback]:
         """Adds the penalty to those of the trainer."""

@@ -16,7 +16,7 @@ from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from netprism.runs.folder import shown
+from netprism.runs.folder import display_path
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def _survives(method: Callable[..., None]) -> Callable[..., None]:
-    """Make a method of Wandb give up on W&B where it would have stopped the training."""
+    """Make a method of OfflineFallbackWandbLogger give up on W&B where it would have stopped the training."""
 
     @functools.wraps(method)
-    def guarded(self: Wandb, *args: object, **kwargs: object) -> None:
+    def guarded(self: OfflineFallbackWandbLogger, *args: object, **kwargs: object) -> None:
         if self._broken:
             return
         try:
@@ -43,7 +43,7 @@ def _short(error: object) -> str:
     return textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
 
 
-class Wandb(WandbLogger):
+class OfflineFallbackWandbLogger(WandbLogger):
     """Weights & Biases that never asks, never waits for long and never stops a training.
 
     Without a key, with one that the server refuses, or with a server that does not answer within `init_timeout`, the
@@ -125,7 +125,7 @@ class Wandb(WandbLogger):
         super().finalize(status)
         run, self._experiment = self._experiment, None
         if self._own and run is not None:
-            folder, begin = shown(Path(run.settings.sync_dir)), time.monotonic()
+            folder, begin = display_path(Path(run.settings.sync_dir)), time.monotonic()
             run.finish(exit_code=0 if status == "success" else 1)
             if time.monotonic() - begin >= (limit := self._settings["finish_timeout"]):
                 rank_zero_info(f"W&B: not all was uploaded within {limit:g} s; `wandb sync {folder}` does the rest")
@@ -138,7 +138,7 @@ class Wandb(WandbLogger):
         self._keys.clear()
         self._own = wandb.run is None
         if wandb.run is not None:  # the user's own, or one of a sweep
-            self.where = wandb.run.url or shown(wandb.run.settings.sync_dir)
+            self.where = wandb.run.url or display_path(wandb.run.settings.sync_dir)
             return wandb.run
         mode = "offline" if self._offline else os.environ.get("WANDB_MODE", "online")
         if mode == "disabled":
@@ -164,7 +164,7 @@ class Wandb(WandbLogger):
         import wandb
 
         run = wandb.init(**self._wandb_init, settings={**self._settings, "mode": mode})
-        self.where = run.url or shown(run.settings.sync_dir)
+        self.where = run.url or display_path(run.settings.sync_dir)
         rank_zero_info(f"W&B: {mode}, {self.where}" + (f" ({reason})" if reason else ""))
         return run
 
