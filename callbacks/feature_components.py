@@ -16,7 +16,8 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import Monitor, OnError, callable_and_network, check_finite
+from netprism.callbacks._monitor import Monitor, OnError
+from netprism.callbacks._view import View, callable_and_network, check_finite
 from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels
 from netprism.components.disentangler import Disentanglers, check_orders, stage_widths
 from netprism.components.measures import ComponentMetric, Components, quantities
@@ -122,7 +123,11 @@ class FeatureComponents(Monitor):
         test_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, sys.maxsize if every_n_epochs is None else every_n_epochs, measure_untrained, on_error)
+        super().__init__(
+            name, num_images=samples, batch_size=batch_size, seed=seed, measure_untrained=measure_untrained,
+            every_n_epochs=sys.maxsize if every_n_epochs is None else every_n_epochs,
+            on_error=on_error, train_data=train_data, test_data=test_data, unpack=unpack,
+        )  # fmt: skip
         for option, value in (("samples", samples), ("batch_size", batch_size), ("steps", steps), ("images", images)):
             if value < 1:
                 raise ValueError(f"{option} is {value}; expected a number >= 1")
@@ -155,12 +160,10 @@ class FeatureComponents(Monitor):
         super().load_state_dict(state_dict)
         self._nets, self._state = None, state_dict["nets"]
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+    def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
-        data = {
-            split: self.choose_data(trainer, split, self.samples, self.batch_size, self.seed, self._given[split])
-            for split in _SPLITS
-        }
+        self._view, trainer, pl_module = view, view.trainer, view.pl_module
+        data = {split: self.choose_data(view, split) for split in _SPLITS}
         train = data["train"]
         assert train is not None  # choose_data raises where there are none
         disentangled = run_on_all_ranks(partial(self._disentangle, trainer, pl_module, train))
@@ -178,18 +181,13 @@ class FeatureComponents(Monitor):
         self.found = found
         return quantities(found)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures and writes the tables, into the run's folder and to W&B."""
         if self.found:
             self.publish(
                 trainer, lambda f: figures.draw(self.history, self.found, self.maps, self.channels, f, self.name)
             )
             self.publish(trainer, lambda folder: figures.tabulate(self.found, folder, self.name), kind="tables")
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Does so for a training that was stopped by hand, too."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
-            self.on_train_end(trainer, pl_module)
 
     def _disentangle(self, trainer: pl.Trainer, pl_module: pl.LightningModule, data: MonitorData) -> _Disentangled:
         """The module's own nets, or ours after some steps of distillation."""
@@ -208,7 +206,7 @@ class FeatureComponents(Monitor):
         """Trains our nets, made here the first time; every rank on the same batches, with the same result."""
         steps = min(self.steps, 2) if is_dry_run(trainer) else self.steps
         optimizer = None
-        for step in self.progress(trainer, range(steps), "distillation"):
+        for step in self._view.progress(range(steps), "distillation"):
             x, _ = self._load(trainer, pl_module, data, step % len(data.batches))
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 feature = split.feature(x).float()
@@ -258,7 +256,7 @@ class FeatureComponents(Monitor):
     ) -> ComponentMetric:
         """What the meter has seen after this rank's batches."""
         meter, cut = ComponentMetric(disentangled.orders), disentangled.split
-        for i, number in enumerate(self.progress(trainer, data.shard(trainer.global_rank, trainer.world_size), split)):
+        for i, number in enumerate(self._view.progress(data.shard(trainer.global_rank, trainer.world_size), split)):
             x, labels = self._load(trainer, pl_module, data, number)
             with trainer.precision_plugin.forward_context():
                 if i == 0 and labels is not None:

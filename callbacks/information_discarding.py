@@ -14,7 +14,8 @@ from pytorch_lightning.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import Monitor, OnError, buffers_kept, callable_and_network
+from netprism.callbacks._monitor import Monitor, OnError
+from netprism.callbacks._view import View, buffers_kept, callable_and_network
 from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.reconstruction import reconstruction_uncertainty
@@ -127,7 +128,10 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, measure_untrained, on_error)
+        super().__init__(
+            name, num_images=max(images, num_scale_images), batch_size=batch_size, seed=seed, every_n_epochs=every_n_epochs,
+            measure_untrained=measure_untrained, on_error=on_error, train_data=data, test_data=data, unpack=unpack,
+        )  # fmt: skip
         counts = {
             "images": images,
             "products": products,
@@ -150,9 +154,10 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         self.options: dict[str, Any] = {"alpha": alpha, "method": method, "products": products, "max_sigma": max_sigma}
         self.share_channels, self.shown = share_channels, shown
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+    def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""
-        data = self._choose(trainer)
+        self._view, trainer, pl_module = view, view.trainer, view.pl_module
+        data = self._choose(view)
         norms = _gather(run_on_all_ranks(partial(self._norms, trainer, pl_module, data)))
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
         maps = _gather(run_on_all_ranks(partial(self._maps, trainer, pl_module, data, scale)))
@@ -161,7 +166,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
             self.publish(trainer, partial(self._draw, maps), kind="maps", epoch=epoch)
         return values
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def draw(self, trainer: pl.Trainer) -> None:
         """Draws the curves, into the run's folder and to W&B."""
 
         def draw(folder: Path) -> list[Path]:
@@ -171,11 +176,11 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         if self.history:
             self.publish(trainer, draw)
 
-    def _choose(self, trainer: pl.Trainer) -> MonitorData:
+    def _choose(self, view: View) -> MonitorData:
         """The images that give the scale; those to be measured come first."""
         splits: tuple[Split, ...] = (self.split, "train")
         for split in splits:
-            data = self.choose_data(trainer, split, self.num_scale_images, self.batch_size, self.seed, self.data)
+            data = self.choose_data(view, split)
             if data is not None:
                 return data
         raise AssertionError("choose_data raises where there are no training images")
@@ -200,7 +205,7 @@ pixel before the layer notices | nat | to log max_sigma + C | |
         scales = {layers[name]: value for name, value in scale.items()}
         found: dict[int, Maps] = {}
         numbers = [n for n in data.shard(trainer.global_rank, trainer.world_size) if n * self.batch_size < self.images]
-        for number in self.progress(trainer, numbers, "maps"):
+        for number in self._view.progress(numbers, "maps"):
             x, mask = self._load(trainer, pl_module, data, number)
             x = x[: self.images - number * self.batch_size]
             seed = self.seed + _SEEDS * number

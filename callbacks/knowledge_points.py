@@ -13,7 +13,8 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor import Monitor, OnError, callable_and_network, check_finite, forward
+from netprism.callbacks._monitor import Monitor, OnError
+from netprism.callbacks._view import View, callable_and_network, check_finite
 from netprism.callbacks._monitor_data import MonitorData, inputs_and_labels, monitor_data
 from netprism.callbacks._region_data import Seen, gathered, images_of_classes, last_linear, sides_of
 from netprism.distributed import all_gather_object, run_on_all_ranks
@@ -105,7 +106,10 @@ class KnowledgePoints(Monitor):
         train_data: Dataset[Any] | None = None,
         unpack: Callable[[Any], tuple[Any, Tensor | None]] = inputs_and_labels,
     ) -> None:
-        super().__init__(name, every_n_epochs, measure_untrained, on_error)
+        super().__init__(
+            name, batch_size=batch_size, seed=seed, every_n_epochs=every_n_epochs, measure_untrained=measure_untrained,
+            on_error=on_error, train_data=train_data, unpack=unpack,
+        )  # fmt: skip
         least = {"images_per_class": 1, "classes": 2, "max_grid": 1, "steps": 1, "others": 2, "batch_size": 1}
         for option, low in least.items():
             if locals()[option] < low:
@@ -135,8 +139,9 @@ class KnowledgePoints(Monitor):
         if stage == "fit" and trainer.global_step == 0:
             self.projection, self.matrices, self.frames, self.sides = {}, {}, [], {}
 
-    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+    def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above."""
+        self._view, trainer, pl_module = view, view.trainer, view.pl_module
         data = run_on_all_ranks(partial(self._choose, trainer))
         own = run_on_all_ranks(partial(self._look, trainer, pl_module, data))
         self.sides = all_gather_object(self.sides)[0]  # a rank without images has seen no layer
@@ -151,7 +156,7 @@ class KnowledgePoints(Monitor):
         values = {"strength_uncertainty_corr": strength_correlation(samples.norm(dim=1), entropies)}
         projected = {
             layer: self._project_regions(trainer, layer, seen, samples)
-            for layer in self.progress(trainer, self.layers, "layers")
+            for layer in self._view.progress(self.layers, "layers")
         }
         strength = float(projected[self.reference].norm(dim=2).mean()) or None
         directions, priors = projection.directions.float(), projection.priors.float()
@@ -167,7 +172,7 @@ class KnowledgePoints(Monitor):
         self.frames = figures.thinned([*(old for old in self.frames if old["epoch"] < epoch), frame])
         return values
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures, into the run's folder and to W&B."""
         if self.frames:
             self.publish(
@@ -203,7 +208,7 @@ class KnowledgePoints(Monitor):
         _, network = callable_and_network(pl_module)
         head = self.head or last_linear(network)
         seen = {}
-        for number in self.progress(trainer, data.shard(trainer.global_rank, trainer.world_size), "images"):
+        for number in self._view.progress(data.shard(trainer.global_rank, trainer.world_size), "images"):
             inputs, labels = self.unpack(data.load(number))
             if labels is None:
                 raise ValueError("a batch has no integer labels")
@@ -212,7 +217,7 @@ class KnowledgePoints(Monitor):
                 tap(network, [head], detach=True) as logits,
                 tap(network, [head], detach=True, inputs=True) as samples,
             ):
-                forward(trainer, pl_module, inputs)
+                self._view.forward(inputs)
             if number == 0 and isinstance(inputs, Tensor) and inputs.ndim == 4:
                 self.images = inputs[: figures.IMAGES].detach().float().cpu()
             self._note_sides(features)

@@ -16,21 +16,27 @@ from netprism.module_names import module_names, run_eagerly
 _NAMES_IN_ERROR = 20
 
 
-def layer_names(model: nn.Module) -> list[str]:
+def layer_names(model: nn.Module, relative_to: nn.Module | None = None) -> list[str]:
     """Names of all layers of `model` that can be tapped, in the order of their registration.
 
-    The names are those of `model.named_modules()`, without the prefixes that DDP and `torch.compile` add.
+    The names are those of `model.named_modules()`, without the prefixes that DDP and `torch.compile` add, and without
+    the path of `relative_to`, a part of `model`, for the layers in it.
 
     Example:
         >>> layer_names(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
         ['0', '1']
     """
-    return list(_layers(model))
+    return list(_layers(model, relative_to))
 
 
 @contextmanager
 def tap(
-    model: nn.Module, layers: Iterable[str], *, detach: bool = False, inputs: bool = False
+    model: nn.Module,
+    layers: Iterable[str],
+    *,
+    detach: bool = False,
+    inputs: bool = False,
+    relative_to: nn.Module | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Collects what the named layers compute when the model runs inside the block.
 
@@ -47,6 +53,7 @@ def tap(
         layers: names out of `layer_names(model)`, with or without `#1`; one alone may be a plain string.
         detach: keep copies without gradient instead; the model goes on with its own tensors.
         inputs: collect what goes into the layers instead of what comes out.
+        relative_to: a part of `model`; layers may then be named as seen from there, as well as from `model`.
 
     Yields:
         {name: tensor} in the order of the calls, filled by each pass; it may be used after the block.
@@ -66,7 +73,7 @@ def tap(
     """
     wanted = [layers] if isinstance(layers, str) else list(layers)
     recorder = _Recorder(wanted, detach=detach, inputs=inputs)
-    modules = {name: _find(model, name) for name in map(_without_call, wanted)}
+    modules = {name: find_layer(model, name, relative_to) for name in map(_without_call, wanted)}
     with ExitStack() as stack:
         stack.enter_context(run_eagerly())
         stack.callback(model.register_forward_pre_hook(recorder.start_pass).remove)
@@ -123,14 +130,22 @@ class _Recorder:
         return value if self._detach else value.clone()
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for module, name in module_names(model).items() if name}
+def _layers(model: nn.Module, relative_to: nn.Module | None) -> dict[str, nn.Module]:
+    names = {module: name for module, name in module_names(model, relative_to).items() if name}
+    within = set() if relative_to is None else set(relative_to.modules())
+    own = {name: module for module, name in names.items() if module in within}
+    return own | {name: module for module, name in names.items() if name not in own}
 
 
-def _find(model: nn.Module, name: str) -> nn.Module:
-    layers = _layers(model)
-    if name in layers:
-        return layers[name]
+def find_layer(model: nn.Module, name: str, relative_to: nn.Module | None = None) -> nn.Module:
+    """Returns the layer of `model` with a name out of `layer_names(model, relative_to)` or `layer_names(model)`.
+
+    Raises:
+        ValueError: there is none; lists the layers by the names that may be typed.
+    """
+    layers = _layers(model, relative_to)
+    if (found := layers.get(name, _layers(model, None).get(name))) is not None:
+        return found
     close = difflib.get_close_matches(name, layers, n=1)
     hint = f", did you mean {close[0]!r}?" if close else ";"
     more = f" and {len(layers) - _NAMES_IN_ERROR} more" if len(layers) > _NAMES_IN_ERROR else ""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def in_time(seconds: int = 60) -> Iterator[None]:
+def deadline(seconds: int = 60) -> Iterator[None]:
     """Raises TimeoutError after so many seconds, and leaves no process behind."""
 
     def give_up(number, frame):

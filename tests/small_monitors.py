@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from strangers import Net, Stranger
+from third_party_modules import Net, Stranger
 from torch.nn import functional as F
 
 from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDiscarding, KnowledgePoints
 from netprism.knowledge.sample_projection import lbfgs
 
-PROBES = {
-    "gates": partial(GatingEntropy, samples=20, batch_size=7),
+MONITORS = {
+    "gates": partial(GatingEntropy, num_images=20, batch_size=7),
     "discarding": partial(
         InformationDiscarding, ["conv", "fc1"], images=8, num_scale_images=8, batch_size=3, products=2, shown=0
     ),

@@ -17,7 +17,7 @@ SMALL = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
 ]
-MONITORED, UNMONITORED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
+MONITORED, UNMONITORED = "--trainer.callbacks.num_images=20", "--trainer.callbacks=null"
 
 
 def arguments(*args, epochs=2, monitor=UNMONITORED):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from deadline import in_time
+from deadline import deadline
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -86,7 +86,7 @@ def standing_still(parameters):
 
 def monitored():
     """All monitors in one training. It does not learn: sums of gradients round, which L-BFGS makes much of."""
-    return Classifier(Net(dropout=0.5), CLASSES, standing_still), [make() for make in PROBES]
+    return Classifier(Net(dropout=0.5), CLASSES, standing_still), [make() for make in MONITORS]
 
 
 def discarding():
@@ -103,8 +103,8 @@ def left_half(batch, size):
     return mask
 
 
-PROBES = [
-    partial(GatingEntropy, samples=MONITORED, batch_size=BATCH, kinds=("relu", "dropout")),
+MONITORS = [
+    partial(GatingEntropy, num_images=MONITORED, batch_size=BATCH, kinds=("relu", "dropout")),
     discarding,
     partial(
         KnowledgePoints, ["conv", "fc1"], images_per_class=7, classes=CLASSES, tau=0.36, steps=5, others=10,
@@ -166,7 +166,7 @@ def logged(folder, make, precision, processes):
     """What each rank has logged."""
     folder = folder / str(processes)
     folder.mkdir()
-    with in_time(DEADLINE):
+    with deadline(DEADLINE):
         fit(folder, make, precision, processes)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -203,7 +203,7 @@ def short(tmp_path, monkeypatch):
 def test_monitors_agree(tmp_path):
     # Each rank draws its own dropout masks to train with; the monitor's are everywhere the same.
     values = check(tmp_path, monitored, "32-true", without=("train/",))
-    assert values["gates/H"] > values["gates/I_xs"]  # dropout was on
+    assert values["gates/entropy"] > values["gates/input_information"]  # dropout was on
     for monitor in ("gates", "discarding", "knowledge", "components"):
         assert any(key.startswith(f"{monitor}/") for key in values)
 

@@ -36,13 +36,13 @@ def read(folder):
 
 def test_one_row_an_epoch_end_in_the_order_of_appearance(tmp_path):
     logger = ResumableCSVLogger(tmp_path)
-    logger.log_metrics({"gates/H": 5.5, "epoch": -1}, step=0)
+    logger.log_metrics({"gates/entropy": 5.5, "epoch": -1}, step=0)
     logger.log_metrics({"epoch": 0, "val/loss": 2.0}, step=9)
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=9)
     logger.log_metrics({"train/loss_step": 0.5, "epoch": 1}, step=12)
     logger.finalize("success")
     assert (tmp_path / "metrics.csv").read_text() == (
-        "epoch,step,gates/H,val/loss,train/loss,train/loss_step\n-1,0,5.5,,,\n0,9,,2.0,1.0,\n1,12,,,,0.5\n"
+        "epoch,step,gates/entropy,val/loss,train/loss,train/loss_step\n-1,0,5.5,,,\n0,9,,2.0,1.0,\n1,12,,,,0.5\n"
     )
 
 
@@ -154,12 +154,12 @@ def test_a_resumed_run_joins_its_curve(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     for epoch in range(2):
         logger = OfflineFallbackWandbLogger(tmp_path / "quickstart" / "20260101-000000-abcdef")
-        logger.log_metrics({"epoch": epoch, "gates/H": 1.0 + epoch, "train/loss_step": 3.0}, step=epoch)
+        logger.log_metrics({"epoch": epoch, "gates/entropy": 1.0 + epoch, "train/loss_step": 3.0}, step=epoch)
         logger.finalize("success")
     found = records(tmp_path / "quickstart" / "20260101-000000-abcdef")
     assert {run["run_id"] for run in found["run"]} == {"quickstart-20260101-000000-abcdef"}
-    assert [row["item"]["gates/H"] for row in found["history"]] == [1.0, 2.0]
-    assert axes(found) == {"gates/H": "epoch", "train/loss_step": "trainer/global_step"}
+    assert [row["item"]["gates/entropy"] for row in found["history"]] == [1.0, 2.0]
+    assert axes(found) == {"gates/entropy": "epoch", "train/loss_step": "trainer/global_step"}
 
 
 def test_a_logger_that_breaks_is_given_up_in_one_line(tmp_path, monkeypatch, caplog):
@@ -267,7 +267,7 @@ def can_isolate():
 def train(home, variables):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "NETPRISM"))}
     settings = {"HOME": str(home), "OMP_NUM_THREADS": "1", "WANDB_BASE_URL": NOWHERE, **variables}
-    small = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.callbacks.samples=20"]
+    small = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.callbacks.num_images=20"]
     quick = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--trainer.logger.init_timeout=2"]
     command = [sys.executable, "-m", "netprism", "fit", "--config=gates/digits_mlp", *small, *quick]
     isolation = NO_NETWORK if can_isolate() else []

@@ -28,5 +28,5 @@ def test_torchrun_trains_on_two_processes_in_one_folder(tmp_path):
     (folder,) = (tmp_path / "quickstart").iterdir()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows if row["gates/H"]] == ["-1", "0"]
+    assert [row["epoch"] for row in rows if row["gates/entropy"]] == ["-1", "0"]
     assert "devices: 2" in (folder / "config.yaml").read_text()

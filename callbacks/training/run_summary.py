@@ -67,8 +67,8 @@ def table(found: Epochs) -> list[str]:
 
 
 def is_summary(key: str) -> bool:
-    """Tell whether a key is of a whole network and epoch: `gates/H` is, `gates/H/layer1` and `loss_step` are not."""
-    return key.count("/") <= 1 and not key.endswith("_step")
+    """Tell whether a key is of a whole network and epoch: `gates/test/entropy` is, `gates/entropy/layer1` is not."""
+    return key.replace("/test/", "/").count("/") <= 1 and not key.endswith("_step")
 
 
 def places(trainer: Trainer, curves: ResumableCSVLogger) -> list[str]:

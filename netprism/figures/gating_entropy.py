@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
 
 _CURVES = (
-    ("H", "entropy of all gates H(Σ), bits"),
-    ("I_xsy", "class information I(X;Σ;Y), bits"),
-    ("TC", "total correlation TC(Σ), bits"),
-    ("H_over_max", "saturation H(Σ) / log₂ n"),
+    ("entropy", "entropy of all gates H(Σ), bits"),
+    ("class_information", "class information I(X;Σ;Y), bits"),
+    ("total_correlation", "total correlation TC(Σ), bits"),
+    ("saturation", "saturation H(Σ) / log₂ n"),
 )
 _MOST_HISTOGRAMS = 24
 
@@ -26,7 +26,7 @@ def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path,
 
     Args:
         history: one row a measurement, with `epoch` (-1 before training) and the keys that `GatingEntropy` logs.
-        rates: "first", "lowest" and "last" -> `epoch`, `H` and `layers`: layer -> counts of activation rates in equal
+        rates: "first", "lowest" and "last" -> `epoch`, `entropy` and `layers`: layer -> counts of activation rates in equal
             bins.
         folder: where the files go; it is made.
         name: how their names begin.
@@ -51,7 +51,7 @@ def entropy_curves(history: History) -> Figure:
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
     for axes, (key, label) in zip(panels(figure, rows, columns, len(shown)), shown, strict=True):
-        for column, split, style in ((key, "training images", "o-"), (f"test_{key}", "test images", "s--")):
+        for column, split, style in ((key, "training images", "o-"), (f"test/{key}", "test images", "s--")):
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=3 if len(points) < 40 else 1, label=split)
@@ -63,10 +63,10 @@ def entropy_curves(history: History) -> Figure:
 
 def layers_by_epochs(history: History) -> Figure:
     """H(Sigma_l) as a heat map: a row a layer, the input's first, a column an epoch; training beside test images."""
-    splits = [(f"{p}H/", title) for p, title in (("", "training images"), ("test_", "test images"))]
+    splits = [(f"{p}entropy/", title) for p, title in (("", "training images"), ("test/", "test images"))]
     keys = dict.fromkeys(key for row in history for key in row)  # a resumed run may have others
     splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in keys)]
-    layers = [key.removeprefix("H/") for key in keys if key.startswith("H/")]
+    layers = [key.removeprefix("entropy/") for key in keys if key.startswith("entropy/")]
     values = [
         np.array([[row.get(prefix + layer, np.nan) for row in history] for layer in layers]) for prefix, _ in splits
     ]
@@ -117,5 +117,5 @@ def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, 
     for epoch, same in names.items():
         measured = rates[same[0]]
         when = f"epoch {epoch}" if epoch >= 0 else "start"
-        labelled[f"{' and '.join(same)}: {when}, H = {measured['H']:.2f} bits"] = measured
+        labelled[f"{' and '.join(same)}: {when}, H = {measured['entropy']:.2f} bits"] = measured
     return labelled

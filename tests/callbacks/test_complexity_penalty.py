@@ -67,10 +67,10 @@ def test_lambda_0_is_a_training_without_it_to_the_bit(tmp_path):
 
 
 def test_gating_entropy_beside_it_measures_the_same(tmp_path):
-    monitor = {"samples": 12, "measure_untrained": False}
+    monitor = {"num_images": 12, "measure_untrained": False}
     _, alone = trained(GatingEntropy(**monitor), folder=tmp_path, max_epochs=1)
     _, beside = trained(penalty(0.0), GatingEntropy(**monitor), folder=tmp_path, max_epochs=1)
-    assert alone.callback_metrics["gates/H"] == beside.callback_metrics["gates/H"]
+    assert alone.callback_metrics["gates/entropy"] == beside.callback_metrics["gates/entropy"]
 
 
 def test_the_complexity_falls_with_lambda(tmp_path):

@@ -200,7 +200,7 @@ def test_two_instances_do_not_collide(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples is 0; expected a number >= 1"),
+        ({"samples": 0}, "num_images is 0; expected a number >= 1"),
         ({"steps": 0}, "steps is 0"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"orders": (4, 6)}, r"order is 6; expected 3m \+ 1"),

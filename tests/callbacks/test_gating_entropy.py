@@ -16,10 +16,22 @@ LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in
 
 def keys(layers, test=True, labels=True, correlation=True):
     """The documented table, by hand."""
-    joint = ["H", "H_over_max", "I_xs", *(["I_xsy"] if labels else []), *(["TC"] if correlation else [])]
-    each = ["H", "H_over_max", "H_suffix", *(["I_xsy"] if labels else []), *(["TC"] if correlation else [])]
+    joint = [
+        "entropy",
+        "saturation",
+        "input_information",
+        *(["class_information"] if labels else []),
+        *(["total_correlation"] if correlation else []),
+    ]
+    each = [
+        "entropy",
+        "saturation",
+        "suffix_entropy",
+        *(["class_information"] if labels else []),
+        *(["total_correlation"] if correlation else []),
+    ]
     names = joint + [f"{key}/{layer}" for key in each for layer in layers]
-    return {prefix + name for prefix in (["", "test_"] if test else [""]) for name in names}
+    return {prefix + name for prefix in (["", "test/"] if test else [""]) for name in names}
 
 
 def gates_of(trainer, name="gates"):
@@ -28,29 +40,31 @@ def gates_of(trainer, name="gates"):
 
 
 def test_the_key_set_is_exact(tmp_path):
-    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path)
+    trainer = fit(Stranger(), GatingEntropy(num_images=12), folder=tmp_path)
     assert set(gates_of(trainer)) == keys(LAYERS)
-    trainer = fit(Stranger(), GatingEntropy(samples=12, layers=[":relu#1"], total_correlation=False), folder=tmp_path)
+    trainer = fit(
+        Stranger(), GatingEntropy(num_images=12, layers=[":relu#1"], total_correlation=False), folder=tmp_path
+    )
     assert set(gates_of(trainer)) == keys(LAYERS[1:], correlation=False)
 
 
 def test_the_values_are_those_of_the_trained_network(tmp_path):
     module = Stranger()
-    trainer = fit(module, GatingEntropy(samples=45, batch_size=8), folder=tmp_path)
+    trainer = fit(module, GatingEntropy(num_images=45, batch_size=8), folder=tmp_path)
     x, y = images().tensors
     module.eval()
     with torch.no_grad(), record_gates(module.model) as gates:
         module(x)
     expected = transformation_complexity(gates.packed, y, alpha={":relu#0": 0.04, ":relu#1": 0.01})
     values = gates_of(trainer)
-    assert values["H"] == values["I_xs"] == pytest.approx(expected.joint_entropy, abs=1e-6)
-    assert values["I_xsy"] == pytest.approx(expected.joint_class_information, abs=1e-6)
-    assert values["TC"] == pytest.approx(expected.joint_total_correlation, abs=1e-6)
-    assert values["H_over_max"] == pytest.approx(expected.joint_entropy / math.log2(45), abs=1e-6)
+    assert values["entropy"] == values["input_information"] == pytest.approx(expected.joint_entropy, abs=1e-6)
+    assert values["class_information"] == pytest.approx(expected.joint_class_information, abs=1e-6)
+    assert values["total_correlation"] == pytest.approx(expected.joint_total_correlation, abs=1e-6)
+    assert values["saturation"] == pytest.approx(expected.joint_entropy / math.log2(45), abs=1e-6)
     for layer in LAYERS:
-        assert values[f"H/{layer}"] == pytest.approx(expected.entropy[layer], abs=1e-6)
-        assert values[f"H_suffix/{layer}"] == pytest.approx(expected.suffix_entropy[layer], abs=1e-6)
-    assert values["test_H"] != values["H"]
+        assert values[f"entropy/{layer}"] == pytest.approx(expected.entropy[layer], abs=1e-6)
+        assert values[f"suffix_entropy/{layer}"] == pytest.approx(expected.suffix_entropy[layer], abs=1e-6)
+    assert values["test/entropy"] != values["entropy"]
 
 
 def test_alpha_follows_what_feeds_the_gates(tmp_path):
@@ -64,23 +78,23 @@ def test_alpha_follows_what_feeds_the_gates(tmp_path):
             return {"logits": self.fc(torch.relu(self.conv(x).flatten(1)))}
 
     module = Stranger(Flat())
-    trainer = fit(module, GatingEntropy(samples=45), folder=tmp_path, max_epochs=1)
+    trainer = fit(module, GatingEntropy(num_images=45), folder=tmp_path, max_epochs=1)
     with torch.no_grad(), record_gates(module.model) as gates:
         module.eval()(images().tensors[0])
-    assert gates_of(trainer)["H"] == pytest.approx(
+    assert gates_of(trainer)["entropy"] == pytest.approx(
         transformation_complexity(gates.packed, alpha=0.04).joint_entropy, abs=1e-6
     )
-    trainer = fit(module.train(), GatingEntropy(samples=45, alpha=0.5), folder=tmp_path, max_epochs=1)
-    assert gates_of(trainer)["H"] < transformation_complexity(gates.packed, alpha=0.04).joint_entropy
+    trainer = fit(module.train(), GatingEntropy(num_images=45, alpha=0.5), folder=tmp_path, max_epochs=1)
+    assert gates_of(trainer)["entropy"] < transformation_complexity(gates.packed, alpha=0.04).joint_entropy
 
 
 def test_dropout_raises_the_entropy_and_not_the_information(tmp_path):
-    monitor = GatingEntropy(samples=45, kinds=("relu", "dropout"), alpha=0.04)
+    monitor = GatingEntropy(num_images=45, kinds=("relu", "dropout"), alpha=0.04)
     trainer = fit(Stranger(Net(dropout=0.5)), monitor, folder=tmp_path)
     values = gates_of(trainer)
-    assert values["H"] > values["I_xs"] + 0.1
+    assert values["entropy"] > values["input_information"] + 0.1
     deterministic = gates_of(fit(Stranger(Net()), monitor, folder=tmp_path))
-    assert deterministic["H"] == deterministic["I_xs"]
+    assert deterministic["entropy"] == deterministic["input_information"]
 
 
 class MovingMean(Net):
@@ -98,10 +112,12 @@ class MovingMean(Net):
 
 def test_sampling_does_not_move_what_is_measured_next(tmp_path):
     data = images()
-    monitor = GatingEntropy(samples=45, batch_size=8, train_data=data, test_data=data)
+    monitor = GatingEntropy(num_images=45, batch_size=8, train_data=data, test_data=data)
     values = gates_of(fit(Stranger(MovingMean()), monitor, folder=tmp_path))
-    assert values["I_xs"] == values["test_I_xs"]  # the same images, before and after passes in train mode
-    assert values["H"] == values["test_H"]
+    assert (
+        values["input_information"] == values["test/input_information"]
+    )  # the same images, before and after passes in train mode
+    assert values["entropy"] == values["test/entropy"]
 
 
 class Auxiliary(Net):
@@ -113,7 +129,7 @@ class Auxiliary(Net):
 
 
 def test_entropy_and_information_are_of_the_same_layers(tmp_path):
-    trainer = fit(Stranger(Auxiliary(dropout=0.5)), GatingEntropy(samples=45), folder=tmp_path)
+    trainer = fit(Stranger(Auxiliary(dropout=0.5)), GatingEntropy(num_images=45), folder=tmp_path)
     assert set(gates_of(trainer)) == keys(LAYERS)
 
 
@@ -134,21 +150,21 @@ class Detecting(Stranger):
 
 def test_a_network_that_cannot_run_in_train_mode_is_measured_without_sampling(tmp_path):
     with pytest.warns(UserWarning, match="gates: H without sampling.*targets should not be none"):
-        trainer = fit(Detecting(NeedsTargets(dropout=0.5)), GatingEntropy(samples=12), folder=tmp_path)
-    assert gates_of(trainer)["H"] == gates_of(trainer)["I_xs"]
+        trainer = fit(Detecting(NeedsTargets(dropout=0.5)), GatingEntropy(num_images=12), folder=tmp_path)
+    assert gates_of(trainer)["entropy"] == gates_of(trainer)["input_information"]
 
 
 def test_sampling_can_be_switched_off(tmp_path):
-    monitor = GatingEntropy(samples=45, kinds=("relu", "dropout"), sampling=False)
+    monitor = GatingEntropy(num_images=45, kinds=("relu", "dropout"), stochastic=False)
     values = gates_of(fit(Stranger(Net(dropout=0.5)), monitor, folder=tmp_path))
-    assert values["H"] == values["I_xs"]
+    assert values["entropy"] == values["input_information"]
 
 
 def test_validation_that_starts_late_is_measured_from_then_on(tmp_path):
-    monitor = GatingEntropy(samples=12)
+    monitor = GatingEntropy(num_images=12)
     options = {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2, "max_epochs": 4}
     fit(Stranger(), monitor, folder=tmp_path, **options)
-    assert [row["epoch"] for row in monitor.history if "test_H" in row] == [1, 2, 3]
+    assert [row["epoch"] for row in monitor.history if "test/entropy" in row] == [1, 2, 3]
     assert (tmp_path / "figures" / "gates_layers.png").exists()
 
 
@@ -160,13 +176,13 @@ def test_without_labels_there_is_no_class_information(tmp_path):
     data = torch.utils.data.TensorDataset(images().tensors[0])
     loader = torch.utils.data.DataLoader(data, 16)
     trainer = fit(
-        Unlabelled(), GatingEntropy(samples=12), folder=tmp_path, train=loader, validation=None, limit_val_batches=0
+        Unlabelled(), GatingEntropy(num_images=12), folder=tmp_path, train=loader, validation=None, limit_val_batches=0
     )
     assert {key for key in gates_of(trainer) if not key.startswith("test_")} == keys(LAYERS, test=False, labels=False)
 
 
 def test_two_named_instances_do_not_collide(tmp_path):
-    first, second = GatingEntropy(samples=12), GatingEntropy(samples=12, layers=-1, name="last")
+    first, second = GatingEntropy(num_images=12), GatingEntropy(num_images=12, layers=-1, name="last")
     trainer = fit(Stranger(), first, second, folder=tmp_path)
     assert set(gates_of(trainer)) == keys(LAYERS)
     assert set(gates_of(trainer, "last")) == keys(LAYERS[1:])
@@ -177,10 +193,10 @@ def test_two_named_instances_do_not_collide(tmp_path):
 
 def test_the_untrained_network_is_logged_as_epoch_minus_1(tmp_path):
     logger = CSVLogger(tmp_path, name="", version="run")
-    fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, logger=logger, max_epochs=2)
+    fit(Stranger(), GatingEntropy(num_images=12), folder=tmp_path, logger=logger, max_epochs=2)
     header, *rows = (line.split(",") for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines())
     table = [dict(zip(header, row, strict=True)) for row in rows]
-    measured = [(int(row["epoch"]), int(row["step"])) for row in table if row["gates/H"]]
+    measured = [(int(row["epoch"]), int(row["step"])) for row in table if row["gates/entropy"]]
     assert measured == [(-1, 0), (0, 2), (1, 5)]
 
 
@@ -190,7 +206,7 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
         pl.seed_everything(1, verbose=False)
         logger = CSVLogger(tmp_path, name="logs", version=name)
         checkpoint = pl.callbacks.ModelCheckpoint(tmp_path / name, save_last=True, save_on_train_epoch_end=True)
-        entropy = GatingEntropy(samples=12)
+        entropy = GatingEntropy(num_images=12)
         trainer = pl.Trainer(
             max_epochs=max_epochs, accelerator="cpu", devices=1, logger=logger, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[entropy, checkpoint],
@@ -208,7 +224,7 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
 
 
 def test_a_second_training_starts_afresh(tmp_path):
-    monitor = GatingEntropy(samples=12)
+    monitor = GatingEntropy(num_images=12)
     fit(Stranger(), monitor, folder=tmp_path, max_epochs=3)
     fit(Stranger(), monitor, folder=tmp_path, max_epochs=1, train=torch.utils.data.DataLoader(images(9, seed=4), 4))
     assert [row["epoch"] for row in monitor.history] == [-1, 0]
@@ -216,7 +232,7 @@ def test_a_second_training_starts_afresh(tmp_path):
 
 
 def test_validation_alone_keeps_the_measurements(tmp_path):
-    monitor = GatingEntropy(samples=12)
+    monitor = GatingEntropy(num_images=12)
     trainer = fit(Stranger(), monitor, folder=tmp_path)
     loader = torch.utils.data.DataLoader(images(), 16)
     trainer.validate(Stranger(), loader, verbose=False)
@@ -232,23 +248,23 @@ def test_a_training_stopped_by_hand_has_its_figures(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(SystemExit):
-        fit(Stranger(), GatingEntropy(samples=12), Stopping(), folder=tmp_path)
+        fit(Stranger(), GatingEntropy(num_images=12), Stopping(), folder=tmp_path)
     assert (tmp_path / "figures" / "gates_curves.png").exists()
 
 
 def test_figures_that_cannot_be_written_do_not_stop_a_training(tmp_path):
     (tmp_path / "figures").write_text("in the way")
     with pytest.warns(UserWarning, match="no figures .*File exists"):
-        fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, max_epochs=1)
+        fit(Stranger(), GatingEntropy(num_images=12), folder=tmp_path, max_epochs=1)
 
 
 def test_figures_and_kept_rates(tmp_path):
-    monitor = GatingEntropy(samples=12)
+    monitor = GatingEntropy(num_images=12)
     fit(Stranger(), monitor, folder=tmp_path, max_epochs=3)
     names = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert names == ["gates_activation_rates.png", "gates_curves.png", "gates_layers.png"]
     assert all((tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG") for name in names)
-    entropies = {row["epoch"]: row["H"] for row in monitor.history}
+    entropies = {row["epoch"]: row["entropy"] for row in monitor.history}
     assert [monitor.rates[which]["epoch"] for which in ("first", "last")] == [-1, 2]
     assert entropies[monitor.rates["lowest"]["epoch"]] == min(entropies.values())
     assert sum(monitor.rates["last"]["layers"][":relu#1"]) == 16
@@ -263,22 +279,22 @@ def test_a_dry_run_is_short_and_draws_nothing(tmp_path):
 
 def test_fewer_samples_than_asked_for_are_said(tmp_path, caplog):
     with caplog.at_level("INFO"):
-        fit(Stranger(), GatingEntropy(samples=1000), folder=tmp_path, max_epochs=1)
-    assert "gates: 45 train samples: 1000 were asked for, there are no more" in caplog.text
-    assert "gates: 20 test samples: 1000 were asked for, there are no more" in caplog.text
+        fit(Stranger(), GatingEntropy(num_images=1000), folder=tmp_path, max_epochs=1)
+    assert "gates: 45 train samples; num_images is 1000, there are no more" in caplog.text
+    assert "gates: 20 test samples; num_images is 1000, there are no more" in caplog.text
 
 
 def test_half_precision_training(tmp_path):
-    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, precision="bf16-mixed", max_epochs=1)
-    assert math.isfinite(gates_of(trainer)["H"])
-    trainer = fit(Stranger(), GatingEntropy(samples=12), folder=tmp_path, precision="64-true", max_epochs=1)
-    assert math.isfinite(gates_of(trainer)["H"])
+    trainer = fit(Stranger(), GatingEntropy(num_images=12), folder=tmp_path, precision="bf16-mixed", max_epochs=1)
+    assert math.isfinite(gates_of(trainer)["entropy"])
+    trainer = fit(Stranger(), GatingEntropy(num_images=12), folder=tmp_path, precision="64-true", max_epochs=1)
+    assert math.isfinite(gates_of(trainer)["entropy"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples is 0; expected a number >= 1"),
+        ({"num_images": 0}, "num_images is 0; expected a number >= 1"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"kinds": ("relu", "sigmoid")}, "unknown kind of gate 'sigmoid'; allowed: relu, max_pool, dropout"),
@@ -297,5 +313,5 @@ def test_an_unknown_layer_lists_the_layers(tmp_path):
 
 
 def test_one_sample_and_one_class(tmp_path):
-    values = gates_of(fit(Stranger(), GatingEntropy(samples=1), folder=tmp_path, max_epochs=1))
-    assert (values["H"], values["H_over_max"], values["I_xsy"]) == (0.0, 0.0, 0.0)
+    values = gates_of(fit(Stranger(), GatingEntropy(num_images=1), folder=tmp_path, max_epochs=1))
+    assert (values["entropy"], values["saturation"], values["class_information"]) == (0.0, 0.0, 0.0)

@@ -42,12 +42,12 @@ class Weighing(pl.Callback):
 
 
 def all_monitors():
-    few = {"samples": 8, "batch_size": 8}
+    few = {"batch_size": 8}
     return [
-        GatingEntropy(**few),
+        GatingEntropy(num_images=8, **few),
         InformationDiscarding(["norm"], images=4, num_scale_images=4, products=1, shown=1),
         KnowledgePoints(["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, others=3, every_n_epochs=1),
-        FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, images=1, **few),
+        FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, images=1, samples=8, **few),
         ComplexityPenalty(1e-3, widths=(4,), chains=2, sampler_steps=1),
     ]
 

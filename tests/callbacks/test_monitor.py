@@ -12,13 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from netprism.callbacks import GatingEntropy
-from netprism.callbacks._monitor import (
-    Monitor,
-    callable_and_network,
-    draws_random_numbers,
-    switched_to_train,
-    undisturbed,
-)
+from netprism.callbacks._monitor import Monitor
+from netprism.callbacks._view import callable_and_network, draws_random_numbers, undisturbed
 
 
 def all_random_numbers():
@@ -34,7 +29,7 @@ def state_after_training(folder, *callbacks, net=None):
 
 @pytest.mark.parametrize("kinds", [("relu",), ("relu", "max_pool", "dropout")])
 def test_training_with_a_probe_is_bitwise_the_same(tmp_path, kinds):
-    weights, numbers = state_after_training(tmp_path, GatingEntropy(samples=20, kinds=kinds, batch_size=7))
+    weights, numbers = state_after_training(tmp_path, GatingEntropy(num_images=20, kinds=kinds, batch_size=7))
     weights_alone, numbers_alone = state_after_training(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(weights, weights_alone, strict=True))
     assert numbers == numbers_alone
@@ -47,7 +42,8 @@ class Disturbing(Monitor):
         super().__init__("disturbing")
         self.fail = fail
 
-    def measure(self, trainer, pl_module, epoch):
+    def measure(self, view, epoch):
+        pl_module = view.pl_module
         assert not any(m.training for m in pl_module.modules())
         pl_module.train()
         pl_module(torch.randn(4, 1, 8, 8))
@@ -92,7 +88,7 @@ def test_hooks_are_gone_after_a_probe_that_raised(tmp_path):
 
     module = Stranger(Broken())
     with pytest.raises(ValueError, match="NaN at the input of gating layer ':relu#0'"):
-        fit(module, GatingEntropy(samples=9), folder=tmp_path, num_sanity_val_steps=0)
+        fit(module, GatingEntropy(num_images=9), folder=tmp_path, num_sanity_val_steps=0)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
@@ -117,7 +113,7 @@ class Counting(Monitor):
         super().__init__("counting", **options)
         self.epochs = []
 
-    def measure(self, trainer, pl_module, epoch):
+    def measure(self, view, epoch):
         self.epochs.append(epoch)
         return {"epochs": float(len(self.epochs))}
 
@@ -159,9 +155,9 @@ def test_every_n_epochs_must_be_positive():
 
 def test_only_what_trains_and_does_not_normalise_may_sample():
     class Looking(Monitor):
-        def measure(self, trainer, pl_module, epoch):
-            net = pl_module.model
-            with switched_to_train(self.stochastic_modules):
+        def measure(self, view, epoch):
+            net = view.pl_module.model
+            with view.sampling():
                 during = [m.training for m in net]
             return {"before": during == [False, True, False, False, True], "after": not any(m.training for m in net)}
 
@@ -230,7 +226,7 @@ def test_two_processes_measure_the_same_network_and_get_the_same_numbers(tmp_pat
     def run(folder, devices, strategy):
         folder.mkdir()
         pl.seed_everything(5, verbose=False)
-        monitor = GatingEntropy(samples=samples, batch_size=8, kinds=("relu", "dropout"))
+        monitor = GatingEntropy(num_images=samples, batch_size=8, kinds=("relu", "dropout"))
         fit(
             Frozen(Net(dropout)), BuffersPerRank(folder), monitor,
             folder=folder, devices=devices, strategy=strategy, max_epochs=1,
@@ -246,7 +242,7 @@ def test_two_processes_measure_the_same_network_and_get_the_same_numbers(tmp_pat
     assert torch.equal(mean_0, torch.full((4,), 0.3))  # each rank has its own back
     assert torch.equal(mean_1, torch.full((4,), 1.3))
     if dropout:
-        assert alone["gates/H"] != alone["gates/I_xs"]
+        assert alone["gates/entropy"] != alone["gates/input_information"]
 
 
 class NaNOnRank1(Net):
@@ -258,7 +254,7 @@ class NaNOnRank1(Net):
 def test_a_rank_that_fails_takes_the_others_along(tmp_path):
     with pytest.raises(Exception, match="a monitor failed on another rank|NaN at the input of gating layer"):
         fit(
-            Stranger(NaNOnRank1()), GatingEntropy(samples=20, batch_size=8),
+            Stranger(NaNOnRank1()), GatingEntropy(num_images=20, batch_size=8),
             folder=tmp_path, devices=2, strategy="ddp_fork", num_sanity_val_steps=0,
         )  # fmt: skip
 
@@ -276,17 +272,17 @@ def test_torchvision_model_in_a_stranger_s_module(tmp_path):
             return {"logits": self.body(x.expand(-1, 3, -1, -1))}
 
     trainer = fit(
-        Stranger(Wrapped()), GatingEntropy(samples=12, measure_untrained=False), folder=tmp_path, max_epochs=1
+        Stranger(Wrapped()), GatingEntropy(num_images=12, measure_untrained=False), folder=tmp_path, max_epochs=1
     )
-    layers = [key for key in trainer.callback_metrics if key.startswith("gates/H/")]
+    layers = [key for key in trainer.callback_metrics if key.startswith("gates/entropy/")]
     assert len(layers) == 17
-    assert "gates/H/body.layer1.0.relu#1" in layers
+    assert "gates/entropy/body.layer1.0.relu#1" in layers
 
 
 def test_lightning_inference_mode_during_validation_does_not_matter(tmp_path):
     def history(inference_mode):
         pl.seed_everything(2, verbose=False)
-        monitor = GatingEntropy(samples=12)
+        monitor = GatingEntropy(num_images=12)
         fit(Stranger(), monitor, folder=tmp_path, inference_mode=inference_mode)
         return monitor.history
 
@@ -301,9 +297,9 @@ def test_nested_loaders_and_a_trainer_without_validation(tmp_path):
     train, _ = loaders()
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[GatingEntropy(samples=12)], default_root_dir=tmp_path,
+        enable_model_summary=False, callbacks=[GatingEntropy(num_images=12)], default_root_dir=tmp_path,
     )  # fmt: skip
     with pytest.warns(UserWarning, match="validation_step. but have no .val_dataloader"):
         trainer.fit(Nested(), {"a": train, "b": DataLoader(images(), 4)})
-    assert "gates/H" in trainer.callback_metrics
-    assert not any(key.startswith("gates/test_") for key in trainer.callback_metrics)
+    assert "gates/entropy" in trainer.callback_metrics
+    assert not any(key.startswith("gates/test/") for key in trainer.callback_metrics)

@@ -12,7 +12,7 @@ import yaml
 from netprism.cli.lightning_cli import SafeCheckpointIO
 from netprism.cli.main import experiment_of, experiments, find_config, main, run, users_error
 from netprism.datamodules import Digits
-from netprism.runs.folder import RUN, RUNS
+from netprism.runs.folder import RUN, RUNS, choose_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* not empty"),  # of the run that goes on
 ]
 SMALL = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-MONITORED, UNMONITORED = "--trainer.callbacks.samples=20", "--trainer.callbacks=null"
+MONITORED, UNMONITORED = "--trainer.callbacks.num_images=20", "--trainer.callbacks=null"
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ def test_a_run_leaves_what_it_takes_to_understand_and_repeat_it(tmp_path, capsys
     assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", ".lock", *checkpoints}
     assert "torch 2" in (folder / "git.txt").read_text()
     assert list(rows(folder)) == [-1, 0, 1]
-    assert "gates/H" in capsys.readouterr().out
+    assert "gates/entropy" in capsys.readouterr().out
 
     again = Path(run("fit", ["--config", str(folder / "config.yaml")]).trainer.log_dir)
     assert again != folder
@@ -235,12 +235,12 @@ def test_classes_have_short_names():
 def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_afresh(tmp_path, monkeypatch):
     folder = tmp_path / "runs" / "gates" / "digits_mlp" / "mine"
     folder.mkdir(parents=True)
-    (folder / "metrics.csv").write_text("epoch,step,gates/H\n-1,0,1.0\n")
+    (folder / "metrics.csv").write_text("epoch,step,gates/entropy\n-1,0,1.0\n")
     monkeypatch.setenv(RUN, str(folder))
     assert "--ckpt_path last" in said_in_run()
     train("--ckpt_path=last", epochs=1, monitor=MONITORED)
     assert list(rows(folder)) == [-1, 0]
-    assert float(rows(folder)[-1]["gates/H"]) != 1.0
+    assert float(rows(folder)[-1]["gates/entropy"]) != 1.0
 
 
 def said_in_run():
@@ -251,7 +251,7 @@ def said_in_run():
 
 
 def test_two_processes_write_one_run_with_the_numbers_of_one_process(tmp_path):
-    options = ["--config=quickstart", "--trainer.max_epochs=1", *SMALL, "--trainer.callbacks.samples=101"]
+    options = ["--config=quickstart", "--trainer.max_epochs=1", *SMALL, "--trainer.callbacks.num_images=101"]
     ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     command = [sys.executable, "-m", "netprism", "fit", *options, *ddp]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

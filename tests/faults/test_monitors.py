@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from in_time import in_time
-from small_monitors import PROBES, Module, shorten
-from strangers import Net, fit
+from deadline import deadline
+from small_monitors import MONITORS, Module, shorten
+from third_party_modules import Net, fit
 from torch.multiprocessing import ProcessRaisedException
 
 from netprism.callbacks._monitor import Monitor, log
@@ -39,7 +39,8 @@ class Failing(Monitor):
         super().load_state_dict(state_dict)
         self.seen = state_dict["seen"]
 
-    def measure(self, trainer, pl_module, epoch):
+    def measure(self, view, epoch):
+        trainer, pl_module = view.trainer, view.pl_module
         def perhaps(where):
             if where == self.where and epoch in self.failing_epochs and trainer.global_rank in self.ranks:
                 raise self.error
@@ -122,9 +123,9 @@ def warnings_of(folder):
     return (folder / "log").read_text().splitlines()
 
 
-def train_in_time(folder, *monitors, devices=2, **options):
+def train_deadline(folder, *monitors, devices=2, **options):
     """The same, given up after a minute."""
-    with in_time(60):
+    with deadline(60):
         return train(folder, *monitors, devices=devices, **options)
 
 
@@ -140,7 +141,7 @@ def same_weights(ranks, others):
 def unprobed(tmp_path_factory):
     """What each rank has after a training without a monitor, by the number of ranks."""
     folder = tmp_path_factory.mktemp("unprobed")
-    return {devices: train_in_time(folder / str(devices), devices=devices)[0] for devices in (1, 2)}
+    return {devices: train_deadline(folder / str(devices), devices=devices)[0] for devices in (1, 2)}
 
 
 # -- one process
@@ -152,7 +153,7 @@ def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unprobed, error
     ranks, rows = train(tmp_path, monitor)
     (line,) = warnings_of(tmp_path)
     kind = type(error).__name__
-    assert line == f"failing: no values in epoch 1, the training goes on ({kind}: boom)"
+    assert line == f"failing: no values in epoch 1, the training continues ({kind}: boom)"
     assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
     assert monitor.seen == [-1, 0, 2]  # what the failed measurement did to the monitor itself is undone
     assert {epoch: row["failing/one"] for epoch, row in rows.items()} == {-1: "1.0", 0: "1.0", 2: "1.0"}
@@ -178,11 +179,11 @@ def test_who_stops_a_training_by_hand_stops_it(tmp_path):
         train(tmp_path, Failing("after", KeyboardInterrupt(), on_error="warn"))
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", MONITORS)
 def test_every_probe_refuses_other_words_than_raise_and_warn(name):
-    with pytest.raises(ValueError, match=r"^on_error is 'ignore'; allowed: raise, warn$"):
-        PROBES[name](on_error="ignore")
-    assert PROBES[name]().on_error == "raise"
+    with pytest.raises(ValueError, match=r"^on_error is 'ignore'; expected raise or warn$"):
+        MONITORS[name](on_error="ignore")
+    assert MONITORS[name]().on_error == "raise"
 
 
 class Poison(pl.Callback):
@@ -208,13 +209,13 @@ def short(tmp_path, monkeypatch):
     shorten(monkeypatch)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", MONITORS)
 def test_activations_that_are_nan_are_an_error_that_names_the_layer(tmp_path, name, short):
     """And once the network is well again, so are the numbers."""
-    monitor = PROBES[name](on_error="warn")
+    monitor = MONITORS[name](on_error="warn")
     train(tmp_path, Poison(), monitor)
     (line,) = warnings_of(tmp_path)
-    assert line.startswith(f"{name}: no values in epoch 1, the training goes on (ValueError: ")
+    assert line.startswith(f"{name}: no values in epoch 1, the training continues (ValueError: ")
     assert repr(LAYERS[name]) in line
     assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
     assert sum(value == value for value in monitor.history[-1].values()) > 1
@@ -226,7 +227,7 @@ def test_a_figure_that_cannot_be_drawn_costs_the_figure(tmp_path, monkeypatch, o
         raise IndexError("no axis")
 
     monkeypatch.setattr("netprism.figures.gating_entropy.draw", draw)
-    monitor = PROBES["gates"](on_error=on_error)
+    monitor = MONITORS["gates"](on_error=on_error)
     if on_error == "raise":
         with pytest.raises(IndexError, match="no axis"):
             train(tmp_path, monitor)
@@ -241,9 +242,9 @@ def test_a_figure_that_cannot_be_drawn_costs_the_figure(tmp_path, monkeypatch, o
 
 @pytest.mark.parametrize("where", PLACES)
 def test_with_warn_an_error_on_one_rank_costs_all_ranks_the_row(tmp_path, unprobed, where):
-    ranks, rows = train_in_time(tmp_path, Failing(where, ranks=(1,), on_error="warn"))
+    ranks, rows = train_deadline(tmp_path, Failing(where, ranks=(1,), on_error="warn"))
     (line,) = warnings_of(tmp_path)
-    assert line == "failing: no values in epoch 1, the training goes on (process 1: RuntimeError: boom)"
+    assert line == "failing: no values in epoch 1, the training continues (process 1: RuntimeError: boom)"
     for rank in ranks:
         assert [row["epoch"] for row in rank["history"]] == [-1, 0, 2]
         assert rank["seen"] == [[-1, 0, 2]]
@@ -252,8 +253,8 @@ def test_with_warn_an_error_on_one_rank_costs_all_ranks_the_row(tmp_path, unprob
 
 
 def test_an_error_on_both_ranks_is_said_once(tmp_path):
-    train_in_time(tmp_path, Failing("between", ranks=(0, 1), on_error="warn"))
-    assert warnings_of(tmp_path) == ["failing: no values in epoch 1, the training goes on (RuntimeError: boom)"]
+    train_deadline(tmp_path, Failing("between", ranks=(0, 1), on_error="warn"))
+    assert warnings_of(tmp_path) == ["failing: no values in epoch 1, the training continues (RuntimeError: boom)"]
 
 
 class Telling(Failing):
@@ -270,7 +271,7 @@ class Telling(Failing):
 @pytest.mark.parametrize("where", PLACES)
 def test_by_default_an_error_on_one_rank_ends_both_and_is_named_by_both(tmp_path, where):
     with pytest.raises(ProcessRaisedException, match="RuntimeError: boom"):
-        train_in_time(tmp_path, Telling(where, ranks=(1,)))
+        train_deadline(tmp_path, Telling(where, ranks=(1,)))
     assert (tmp_path / "0").read_text() == "RemoteRankError: process 1: RuntimeError: boom"
     assert (tmp_path / "1").read_text() == "RuntimeError: boom"
 
@@ -288,12 +289,12 @@ class Unpack:
         return inputs_and_labels(batch)
 
 
-@pytest.mark.parametrize("name", PROBES)
+@pytest.mark.parametrize("name", MONITORS)
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_real_probe_that_fails_on_one_rank_goes_on_with_both(tmp_path, unprobed, short, name, number):
-    ranks, rows = train_in_time(tmp_path, PROBES[name](unpack=Unpack(number), on_error="warn"))
+    ranks, rows = train_deadline(tmp_path, MONITORS[name](unpack=Unpack(number), on_error="warn"))
     (line,) = warnings_of(tmp_path)
-    assert line.endswith("the training goes on (process 1: OSError: the disk is gone)")
+    assert line.endswith("the training continues (process 1: OSError: the disk is gone)")
     assert ranks[0]["keys"] == ranks[1]["keys"]
     assert str(ranks[0]["history"]) == str(ranks[1]["history"])
     assert len(ranks[0]["history"]) == EPOCHS
@@ -303,7 +304,7 @@ def test_a_real_probe_that_fails_on_one_rank_goes_on_with_both(tmp_path, unprobe
 
 def test_what_a_rank_has_distilled_alone_is_undone(tmp_path, short):
     """The other one fails after its steps, in the second measurement."""
-    ranks, _ = train_in_time(tmp_path, PROBES["components"](unpack=Unpack(7), on_error="warn"))
+    ranks, _ = train_deadline(tmp_path, MONITORS["components"](unpack=Unpack(7), on_error="warn"))
     assert [row["epoch"] for row in ranks[0]["history"]] == [-1, 1, 2]
     for rank in ranks:
         start, failed, *others = rank["states"]
@@ -325,6 +326,6 @@ def test_a_network_that_does_not_run_in_train_mode_on_one_rank_is_measured_witho
             super().__init__()
             self.model = Fussy(dropout=0.5)
 
-    ranks, _ = train_in_time(tmp_path, PROBES["gates"](), module=FussyModule)
+    ranks, _ = train_deadline(tmp_path, MONITORS["gates"](), module=FussyModule)
     assert str(ranks[0]["history"]) == str(ranks[1]["history"])
     assert len(ranks[0]["history"]) == EPOCHS + 1

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import wandb
-from deadline import in_time
+from deadline import deadline
 from small_runs import environment_of_a_desk
 
 from netprism.loggers import OfflineFallbackWandbLogger
@@ -84,7 +84,7 @@ def test_a_server_that_goes_away_costs_a_wait_at_the_end_and_no_row(tmp_path, se
     for epoch in range(1, 200):
         logger.log_metrics({"epoch": epoch, "loss": float(epoch)}, step=epoch)
     assert time.monotonic() - begin < 5
-    with in_time(10):
+    with deadline(10):
         logger.finalize("success")
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("W&B: ")]
     assert len(told) == 2

@@ -9,9 +9,9 @@ from datetime import timedelta
 
 import pytest
 import pytorch_lightning as pl
-from deadline import in_time
+from deadline import deadline
 from pytorch_lightning.strategies import DDPStrategy
-from small_monitors import PROBES, Module, shorten
+from small_monitors import MONITORS, Module, shorten
 from third_party_modules import Stranger, fit, images
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -48,7 +48,7 @@ def hang():
 
 
 def fit_two(folder, *callbacks, module=None, **options):
-    with in_time(60):
+    with deadline(60):
         return fit(module or Stranger(), *callbacks, folder=folder, **{"devices": 2, "strategy": "ddp_fork"} | options)
 
 
@@ -94,7 +94,7 @@ def train(folder, module, *callbacks, **options):
     }  # fmt: skip
     data = {key: options.pop(key) for key in ("train_dataloaders", "val_dataloaders", "datamodule") if key in options}
     trainer = pl.Trainer(callbacks=list(callbacks), **settings | options)
-    with in_time(60):
+    with deadline(60):
         trainer.fit(module, **data)
     return trainer
 
@@ -151,11 +151,11 @@ class Counts(pl.Callback):
 def test_validation_may_be_uneven_and_our_training_data_never_are(tmp_path, monkeypatch):
     """Three ranks, of which the last has no second batch to validate and one image less to train on."""
     shorten(monkeypatch)
-    monitors, data = [monitor() for monitor in PROBES.values()], Images(batch_size=1)
+    monitors, data = [monitor() for monitor in MONITORS.values()], Images(batch_size=1)
     trainer = train(tmp_path, Module(), CheckEqualBatches(), *monitors, Counts(tmp_path), datamodule=data, devices=3)
     counts = [(tmp_path / f"counts{rank}").read_text() for rank in range(3)]
     assert counts == ["9 2", "9 2", "9 1"]
-    for name in PROBES:
+    for name in MONITORS:
         assert any(key.startswith(f"{name}/") for key in trainer.callback_metrics)
 
 

@@ -5,14 +5,32 @@ from netprism.figures import gating_entropy as figures
 from netprism.figures._common import save
 
 HISTORY = [
-    {"epoch": -1, "H": 3.0, "H_over_max": 0.3, "H/a": 1.0, "H/b": 2.0, "test_H": 4.0, "test_H/a": 1.5, "test_H/b": 2.5},
-    {"epoch": 0, "H": 5.0, "H_over_max": 0.5, "H/a": 3.0, "H/b": 0.5, "test_H": 6.0, "test_H/a": 3.5, "test_H/b": 1.0},
+    {
+        "epoch": -1,
+        "entropy": 3.0,
+        "saturation": 0.3,
+        "entropy/a": 1.0,
+        "entropy/b": 2.0,
+        "test/entropy": 4.0,
+        "test/entropy/a": 1.5,
+        "test/entropy/b": 2.5,
+    },
+    {
+        "epoch": 0,
+        "entropy": 5.0,
+        "saturation": 0.5,
+        "entropy/a": 3.0,
+        "entropy/b": 0.5,
+        "test/entropy": 6.0,
+        "test/entropy/a": 3.5,
+        "test/entropy/b": 1.0,
+    },
 ]
 
 
 def rates(**epochs):
     counts = {"a": [1, 0, 3], "b": [2, 2, 0]}
-    return {which: {"epoch": epoch, "H": 1.0 + epoch, "layers": counts} for which, epoch in epochs.items()}
+    return {which: {"epoch": epoch, "entropy": 1.0 + epoch, "layers": counts} for which, epoch in epochs.items()}
 
 
 def test_curves_are_the_history():
@@ -35,7 +53,7 @@ def test_heat_map_has_a_row_a_layer_and_a_column_an_epoch():
 
 
 def test_without_test_images_there_is_one_heat_map():
-    figure = figures.layers_by_epochs([{"epoch": 0, "H": 1.0, "H/a": 1.0}])
+    figure = figures.layers_by_epochs([{"epoch": 0, "entropy": 1.0, "entropy/a": 1.0}])
     assert len(figure.axes) == 2  # and the colour bar
 
 
@@ -49,7 +67,7 @@ def test_histograms_are_shares_and_equal_measurements_come_once():
 
 def test_of_many_layers_evenly_spaced_ones_are_shown():
     many = {f"layer{i}": [1, 1] for i in range(121)}
-    measured = {which: {"epoch": 0, "H": 1.0, "layers": many} for which in ("first", "lowest", "last")}
+    measured = {which: {"epoch": 0, "entropy": 1.0, "layers": many} for which in ("first", "lowest", "last")}
     titles = [axes.get_title() for axes in figures.activation_rate_histograms(measured).axes]
     assert len(titles) == 24
     assert (titles[0], titles[-1]) == ("layer0", "layer120")

@@ -16,16 +16,16 @@ def log(folder, *calls):
 def test_the_table_sets_the_first_epoch_against_the_last(tmp_path):
     logger = log(
         tmp_path,
-        (-1, {"gates/H": 9.5}),
-        (0, {"gates/H": 8.0, "gates/H/layer1": 1.0, "train/loss": 2.30258, "train/loss_step": 2.0}),
-        (1, {"gates/H": 7.0, "train/loss": 1.0}),
-        (2, {"gates/H": float("nan"), "train/loss": 0.5}),
+        (-1, {"gates/entropy": 9.5}),
+        (0, {"gates/entropy": 8.0, "gates/entropy/layer1": 1.0, "train/loss": 2.30258, "train/loss_step": 2.0}),
+        (1, {"gates/entropy": 7.0, "train/loss": 1.0}),
+        (2, {"gates/entropy": float("nan"), "train/loss": 0.5}),
     )
     assert table(epochs(logger)) == [
-        "                 untrained     epoch 0     epoch 2",
-        "gates/H                9.5           8         nan",
-        "gates/H/layer1           -           1           -",
-        "train/loss               -       2.303         0.5",
+        "                       untrained     epoch 0     epoch 2",
+        "gates/entropy                9.5           8         nan",
+        "gates/entropy/layer1           -           1           -",
+        "train/loss                     -       2.303         0.5",
     ]
 
 
@@ -39,7 +39,7 @@ def test_few_keys_of_layers_are_shown_and_of_many_none_unless_there_are_no_other
         "knowledge/KL/fc           1",
         "loss                      3",
     ]
-    many = {f"gates/H/layer{i}": 1.0 for i in range(30)}
+    many = {f"gates/entropy/layer{i}": 1.0 for i in range(30)}
     assert table(epochs(log(tmp_path / "b", (0, many | {"loss": 3.0}))))[1:] == ["loss           3"]
     assert len(table(epochs(log(tmp_path / "c", (0, many))))) == 31
 
@@ -53,12 +53,12 @@ def test_rows_of_a_resumed_run_count(tmp_path):
     assert epochs(log(tmp_path, (1, {"loss": 1.5}))) == {0: {"loss": 3.0}, 1: {"loss": 1.5}}
 
 
-@pytest.mark.parametrize("key", ["gates/H", "gates/test_H_over_max", "val/accuracy", "lr-Adam"])
+@pytest.mark.parametrize("key", ["gates/entropy", "gates/test/saturation", "val/accuracy", "lr-Adam"])
 def test_of_a_whole_epoch(key):
     assert is_summary(key)
 
 
-@pytest.mark.parametrize("key", ["gates/H/layer1.0.relu", "train/loss_step"])
+@pytest.mark.parametrize("key", ["gates/entropy/layer1.0.relu", "train/loss_step"])
 def test_of_a_layer_or_a_step(key):
     assert not is_summary(key)
 
