@@ -1,4 +1,4 @@
-"""The fixed samples that a monitor looks at in every epoch, from our data modules or a stranger's data loaders."""
+"""The fixed samples that a monitor looks at in every epoch, from netprism's data modules or anybody's data loaders."""
 
 from __future__ import annotations
 
@@ -32,11 +32,17 @@ class HasMonitorDataset(Protocol):
 class MonitorData:
     """Chosen samples of a data set, in fixed batches.
 
-    Batches and not samples go to the ranks: rank r of W takes batches r, r + W, ... A batch is then made of the same
-    samples for any W, and so are its floating-point sums and its random numbers: the gates come out equal to the bit.
+    Whole batches are dealt to the ranks, not samples: rank r of W takes batches r, r + W, ... So a batch consists of
+    the same samples for any W, and its floating-point sums, its random numbers and its gates are bitwise equal.
+
+    Attributes:
+        dataset: A data set with length and random access.
+        batches: Indices of the samples of each batch.
+        collate: Function that makes a batch of a list of samples.
+        seed: Seed of the random numbers that are drawn for batch 0; batch i has seed + i.
     """
 
-    dataset: Dataset[Any]  # with length and random access
+    dataset: Dataset[Any]
     batches: list[list[int]]
     collate: Callable[[list[Any]], Any]
     seed: int
@@ -45,11 +51,11 @@ class MonitorData:
         return sum(len(batch) for batch in self.batches)
 
     def shard(self, rank: int, world_size: int) -> list[int]:
-        """The numbers of one rank's batches."""
+        """Positions of one rank's batches."""
         return list(range(rank, len(self.batches), world_size))
 
     def load(self, number: int, size: int | None = None) -> Any:  # noqa: ANN401 - what the collate function makes
-        """Loads a batch, or its first samples, and seeds what may be drawn for it, here and in the forward pass."""
+        """Loads a batch, or its first `size` samples, and seeds what is drawn for it here and in the forward pass."""
         _seed_everything(self.seed + number)
         return self.collate([self.dataset[i] for i in self.batches[number][:size]])
 
@@ -57,22 +63,22 @@ class MonitorData:
 def monitor_data(
     trainer: pl.Trainer, split: Split, samples: int, batch_size: int, seed: int, given: Dataset[Any] | None = None
 ) -> MonitorData | None:
-    """Chooses samples, as many of each class, in a way that depends on the seed alone.
+    """Chooses samples, equally many per class, in a way that depends on the seed alone.
 
     Args:
-        trainer: whose data are meant: the data module's `monitor_dataset` if it has one, else the data set behind the
-            first training or validation loader.
-        split: "train" or "test"; a stranger's validation loader stands for the test set.
-        samples: how many; all if there are fewer.
-        batch_size: samples in one forward pass.
-        seed: of the choice.
-        given: a data set to use in place of the trainer's.
+        trainer: The trainer whose data are used: the data module's `monitor_dataset` if it has one, otherwise the data
+            set behind the first training or validation loader.
+        split: "train" or "test"; the validation loader of a module without `monitor_dataset` is the test set.
+        samples: Number of samples; all if there are fewer.
+        batch_size: Number of samples in one forward pass.
+        seed: Seed of the choice.
+        given: A data set to use instead of the trainer's.
 
     Returns:
         The samples, or None for a "test" that does not exist.
 
     Raises:
-        ValueError: a data set without length and random access.
+        ValueError: The data set has no length or no random access.
     """
     dataset, collate = given, default_collate
     datamodule = trainer.datamodule  # type: ignore[attr-defined]  # set in one of Lightning's connectors
@@ -95,15 +101,15 @@ def monitor_data(
 
 
 def balanced_indices(targets: Tensor | None, size: int, samples: int, seed: int) -> list[int]:
-    """A random choice of samples, equally many of each class; where one has too few, the others share the rest.
+    """Returns a random choice of samples, equally many per class; where a class has too few, the others fill up.
 
     Without targets the choice is uniform. The order is random in both cases.
 
     Args:
-        targets: integer classes `(size,)`, or None.
-        size: samples in the data set.
-        samples: how many to choose; all if there are fewer.
-        seed: of the choice.
+        targets: Integer classes `(size,)`, or None.
+        size: Number of samples in the data set.
+        samples: Number of samples to choose; all if there are fewer.
+        seed: Seed of the choice.
     """
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     if targets is None:
@@ -119,7 +125,7 @@ def balanced_indices(targets: Tensor | None, size: int, samples: int, seed: int)
 
 
 def targets_of(dataset: Dataset[Any]) -> Tensor | None:
-    """The integer classes `(n,)` of a data set without loading its samples, or None if it does not tell them."""
+    """Returns the integer classes `(n,)` of a data set without loading its samples, or None where it has no list."""
     if isinstance(dataset, Subset):
         targets = targets_of(dataset.dataset)
         return None if targets is None else targets[torch.as_tensor(dataset.indices)]
@@ -133,7 +139,7 @@ def targets_of(dataset: Dataset[Any]) -> Tensor | None:
 
 
 def as_classes(labels: object) -> Tensor | None:
-    """Labels as an integer vector, or None where they are something else (several per sample, real numbers, text)."""
+    """Returns labels as an integer vector, or None where they are not (several per sample, real numbers, text)."""
     try:
         classes = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
@@ -142,10 +148,10 @@ def as_classes(labels: object) -> Tensor | None:
 
 
 def inputs_and_labels(batch: Any) -> tuple[Any, Tensor | None]:  # noqa: ANN401 - a user's batch
-    """The network's input and the classes: the first two items of a tuple, or what has a usual name in a dict.
+    """Returns the network's input and the classes: the first two items of a tuple, or the usual keys of a dict.
 
     Raises:
-        ValueError: a dict without an input of a known name.
+        ValueError: A dict has no input of a known name.
     """
     if isinstance(batch, dict):
         inputs = next((batch[key] for key in _INPUT_KEYS if key in batch), None)
@@ -176,7 +182,7 @@ def _flatten(loaders: object) -> Iterator[object]:
 
 
 def _behind(loader: DataLoader[Any], split: Split) -> tuple[Dataset[Any], Callable[[list[Any]], Any]]:
-    """The samples that a loader draws from, and how it makes a batch of them."""
+    """Returns the samples that a loader draws from, and how it makes a batch of them."""
     if loader.batch_sampler is None:
         raise ValueError(f"the {split} loader has batch_size=None, so its items are no samples; give {split}_data=")
     if isinstance(loader.sampler, SubsetRandomSampler):
@@ -185,7 +191,7 @@ def _behind(loader: DataLoader[Any], split: Split) -> tuple[Dataset[Any], Callab
 
 
 def _warn_if_random(data: MonitorData, split: Split) -> None:
-    """Says that augmented (or mixed) samples are measured, where loading a batch twice gives two values."""
+    """Warns that augmented (or mixed) samples are measured, where loading a batch twice gives two values."""
     first, second = (_first_tensor(replace(data, seed=data.seed + shift).load(0, 4)) for shift in (0, 1))
     if first is not None and second is not None and not torch.equal(first, second):
         rank_zero_warn(f"the {split} data are augmented at random: give the monitor {split}_data= without augmentation")

@@ -108,6 +108,27 @@ class View:
             for m in self._stochastic:
                 m.training = False
 
+    def draws_random_numbers(self, data: MonitorData) -> tuple[bool, str]:
+        """Whether the network draws random numbers in train mode, tried on one sample: the same on every rank.
+
+        Returns:
+            Whether it does, and why it could not be tried: the error of a network that does not run in train mode with
+            its inputs alone (a detector that asks for its targets), or "".
+        """
+        inputs = self.load(data, 0, 1).inputs
+        before, why_not = _random_state(self.device), ""
+        try:
+            with self.sampling():
+                self.forward(inputs)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            why_not = str(error)
+        after = _random_state(self.device)
+        draws = any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        failed = [why for why in all_gather_object(why_not) if why]
+        return draws and not failed, failed[0] if failed else ""
+
     def batches(self, data: MonitorData, what: str, numbers: Container[int] | None = None) -> Iterator[Batch]:
         """The batches of this rank, with a progress bar.
 
@@ -212,13 +233,6 @@ def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.M
         names = ", ".join(name for name, child in pl_module.named_children() if child in networks) or "none"
         raise ValueError(f"{type(pl_module).__name__} has no forward, and not one network to call instead ({names})")
     return network, network
-
-
-def draws_random_numbers(run: Callable[[], object], device: torch.device) -> bool:
-    """Returns whether running something advances torch's random state."""
-    before = _random_state(device)
-    run()
-    return any(not torch.equal(a, b) for a, b in zip(before, _random_state(device), strict=True))
 
 
 def check_finite(features: Mapping[str, Tensor], name: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from netprism.callbacks._monitor import Monitor
 from netprism.callbacks._monitor_data import MonitorData, Split
-from netprism.callbacks._view import View, draws_random_numbers
-from netprism.distributed import all_gather_object, run_on_all_ranks
+from netprism.callbacks._view import View
+from netprism.distributed import run_on_all_ranks
 from netprism.figures import gating_entropy as figures
 from netprism.gates.calls import check_kinds
 from netprism.gates.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
@@ -33,9 +33,9 @@ class GatingEntropy(Monitor):
 
     | key | meaning | unit | range |
     | --- | --- | --- | --- |
-    | `gates/entropy`, also `/<layer>` | entropy H of the gates of all layers together, of one layer | bit | 0 to log2 n |
+    | `gates/entropy`, also `/<layer>` | entropy H of the gates of all layers, of one layer | bit | 0 to log2 n |
     | `gates/saturation`, also `/<layer>` | H / log2 n; near 1, all images differ | 1 | 0 to 1 |
-    | `gates/suffix_entropy/<layer>` | H of the layer and all behind it, bandwidth of `gates/entropy` | bit | 0 to log2 n |
+    | `gates/suffix_entropy/<layer>` | H of a layer and all behind it, bandwidth of all layers | bit | 0 to log2 n |
     | `gates/input_information` | I(X;Sigma): H with all sampling (dropout, noise) switched off | bit | 0 to log2 n |
     | `gates/class_information`, also `/<layer>` | I(X;Sigma;Y): what the gates tell of the class | bit | 0 to H(Y) |
     | `gates/total_correlation`, also `/<layer>` | TC, an estimate: how far from independent | bit | about 0 up |
@@ -73,7 +73,7 @@ class GatingEntropy(Monitor):
         total_correlation: bool = True,
         stochastic: bool = True,
         name: str = "gates",
-        **options: Any,  # noqa: ANN401 - those of Monitor
+        **options: Any,
     ) -> None:
         super().__init__(name, **options)
         check_kinds(kinds)
@@ -119,22 +119,13 @@ class GatingEntropy(Monitor):
         self.rates = state_dict["rates"]
 
     def _samples_at_random(self, view: View, data: MonitorData) -> bool:
-        """Whether the network draws random numbers in train mode, tried on one sample: the same on every rank."""
         if not self.stochastic:
             return False
-        inputs = view.load(data, 0, 1).inputs
-        draws, why_not = False, ""
-        try:
-            with view.sampling():
-                draws = draws_random_numbers(partial(view.forward, inputs), view.device)
-        except (MemoryError, torch.cuda.OutOfMemoryError):
-            raise
-        except Exception as error:  # say, a detector that asks for its targets
-            why_not = str(error)
-        if failed := [why for why in all_gather_object(why_not) if why]:
-            rank_zero_warn(f"{self.name}: H without sampling, the network does not run in train mode ({failed[0]})")
+        draws, why_not = view.draws_random_numbers(data)
+        if why_not:
+            rank_zero_warn(f"{self.name}: H without sampling, the network does not run in train mode ({why_not})")
             self.stochastic = False
-        return draws and not failed
+        return draws
 
     def _complexity(self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None) -> Complexity:
         """Every rank records its own batches, and computes on those of all."""

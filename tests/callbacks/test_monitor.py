@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from netprism.callbacks import GatingEntropy
 from netprism.callbacks._monitor import Monitor
-from netprism.callbacks._view import callable_and_network, draws_random_numbers, undisturbed
+from netprism.callbacks._view import callable_and_network, undisturbed
 
 
 def all_random_numbers():
@@ -167,12 +167,16 @@ def test_only_what_trains_and_does_not_normalise_may_sample():
     assert [m.training for m in net] == [True, True, True, False, True]
 
 
-def test_drawing_random_numbers_is_noticed():
-    cpu = torch.device("cpu")
-    assert draws_random_numbers(lambda: torch.rand(1), cpu)
-    assert not draws_random_numbers(lambda: torch.ones(1), cpu)
-    with undisturbed(nn.Identity()):
-        torch.rand(1)
+@pytest.mark.parametrize(("dropout", "draws"), [(0.5, True), (0.0, False)])
+def test_drawing_random_numbers_is_noticed(tmp_path, dropout, draws):
+    class Looking(Monitor):
+        def measure(self, view, epoch):
+            found, why_not = view.draws_random_numbers(self.choose_data(view, "train"))
+            return {"draws": found, "untried": bool(why_not)}
+
+    trainer = fit(Stranger(Net(dropout=dropout)), Looking("looking", num_images=4), folder=tmp_path, max_epochs=1)
+    assert trainer.callback_metrics["looking/draws"] == draws
+    assert not trainer.callback_metrics["looking/untried"]
 
 
 def test_what_is_called_and_whose_names_are_logged():
