@@ -35,7 +35,7 @@ from netprism.lightning_modules import (
 )
 from netprism.nets import ResNet
 
-PROBES = {
+MONITORS = {
     "GatingEntropy, 1000 images": lambda **data: GatingEntropy(1000, **data),
     "InformationDiscarding": lambda train_data, **_: InformationDiscarding(data=train_data, batch_size=4),
     "KnowledgePoints, 200 images": lambda train_data, **_: KnowledgePoints(
@@ -165,7 +165,7 @@ def train(make, samples, batch_size, processes, folder):
 def main():
     print(f"torch {torch.__version__}, one thread a process\n")
     print("| | processes | wall s | CPU s, all ranks | bytes | MiB on rank 0 |\n| --- | --- | --- | --- | --- | --- |")
-    for name, make in PROBES.items():
+    for name, make in MONITORS.items():
         rows(name, lambda processes, folder, make=make: measure(make, processes, folder))
     for name, case in ANALYSES.items():
         rows(name, lambda processes, folder, case=case: train(*case, processes, folder))

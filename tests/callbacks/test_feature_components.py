@@ -89,7 +89,7 @@ def state_after_training(folder, *callbacks):
     return [*module.state_dict().values(), *trainer.optimizers[0].state_dict()["state"].values()], torch.rand(3)
 
 
-def test_training_with_the_probe_is_bitwise_the_same(tmp_path):
+def test_training_with_the_monitor_is_bitwise_the_same(tmp_path):
     state, numbers = state_after_training(tmp_path, monitor(every_n_epochs=1, measure_untrained=True))
     alone, expected = state_after_training(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(state, alone, strict=True))

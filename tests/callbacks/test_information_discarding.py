@@ -117,7 +117,7 @@ def test_masks_that_are_all_or_nothing_do_not_end_the_training(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["linear", "optimized"])
-def test_training_with_the_probe_is_bitwise_the_same(tmp_path, method):
+def test_training_with_the_monitor_is_bitwise_the_same(tmp_path, method):
     def train(*callbacks):
         pl.seed_everything(3, verbose=False)
         module = Stranger(Net(dropout=0.5))

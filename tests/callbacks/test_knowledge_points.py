@@ -71,7 +71,7 @@ def state_after_training(folder, *callbacks):
     return [*module.state_dict().values(), *trainer.optimizers[0].state_dict()["state"].values()], numbers
 
 
-def test_training_with_the_probe_is_bitwise_the_same(tmp_path):
+def test_training_with_the_monitor_is_bitwise_the_same(tmp_path):
     weights, numbers = state_after_training(tmp_path, KnowledgePoints(LAYERS, **SHORT))
     weights_alone, numbers_alone = state_after_training(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(weights, weights_alone, strict=True))

@@ -28,7 +28,7 @@ def state_after_training(folder, *callbacks, net=None):
 
 
 @pytest.mark.parametrize("kinds", [("relu",), ("relu", "max_pool", "dropout")])
-def test_training_with_a_probe_is_bitwise_the_same(tmp_path, kinds):
+def test_training_with_a_monitor_is_bitwise_the_same(tmp_path, kinds):
     weights, numbers = state_after_training(tmp_path, GatingEntropy(num_images=20, kinds=kinds, batch_size=7))
     weights_alone, numbers_alone = state_after_training(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(weights, weights_alone, strict=True))
@@ -81,7 +81,7 @@ def test_flags_buffers_gradients_and_random_state_are_put_back(fail):
         assert torch.equal(buffer, buffers[name][1])
 
 
-def test_hooks_are_gone_after_a_probe_that_raised(tmp_path):
+def test_hooks_are_gone_after_a_monitor_that_raised(tmp_path):
     class Broken(Net):
         def forward(self, x):
             return super().forward(x * float("nan") if not self.training else x)

@@ -145,7 +145,7 @@ def test_train_samples_restricts_the_training_but_not_the_test():
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_probe_dataset_gives_labels_without_images(split):
+def test_monitor_dataset_gives_labels_without_images(split):
     dataset = Numbered(train_samples=10).monitor_dataset(split)
     assert dataset.targets.tolist() == [dataset[index][1] for index in range(len(dataset))]
     assert {type(label) for _, label in dataset} == {int}

@@ -107,7 +107,7 @@ def test_boxes_enclose_the_masks(many):
         assert (right, bottom) == (columns.max() + 1, rows.max() + 1)
 
 
-def test_probe_images_come_with_their_masks():
+def test_monitor_images_come_with_their_masks():
     data = Shapes(train_images=60, test_images=30, train_samples=20)
     dataset = data.monitor_dataset("train")
     source = data.read("train")

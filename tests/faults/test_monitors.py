@@ -138,9 +138,9 @@ def same_weights(ranks, others):
 
 
 @pytest.fixture(scope="module")
-def unprobed(tmp_path_factory):
+def unmonitored(tmp_path_factory):
     """What each rank has after a training without a monitor, by the number of ranks."""
-    folder = tmp_path_factory.mktemp("unprobed")
+    folder = tmp_path_factory.mktemp("unmonitored")
     return {devices: train_deadline(folder / str(devices), devices=devices)[0] for devices in (1, 2)}
 
 
@@ -148,7 +148,7 @@ def unprobed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError("boom"), torch.cuda.OutOfMemoryError("boom")])
-def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unprobed, error):
+def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unmonitored, error):
     monitor = Failing("after", error, on_error="warn")
     ranks, rows = train(tmp_path, monitor)
     (line,) = warnings_of(tmp_path)
@@ -157,7 +157,7 @@ def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unprobed, error
     assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
     assert monitor.seen == [-1, 0, 2]  # what the failed measurement did to the monitor itself is undone
     assert {epoch: row["failing/one"] for epoch, row in rows.items()} == {-1: "1.0", 0: "1.0", 2: "1.0"}
-    assert same_weights(ranks, unprobed[1])
+    assert same_weights(ranks, unmonitored[1])
 
 
 def test_an_error_before_the_training_or_in_a_dry_run_costs_a_line_too(tmp_path):
@@ -180,7 +180,7 @@ def test_who_stops_a_training_by_hand_stops_it(tmp_path):
 
 
 @pytest.mark.parametrize("name", MONITORS)
-def test_every_probe_refuses_other_words_than_raise_and_warn(name):
+def test_every_monitor_refuses_other_words_than_raise_and_warn(name):
     with pytest.raises(ValueError, match=r"^on_error is 'ignore'; expected raise or warn$"):
         MONITORS[name](on_error="ignore")
     assert MONITORS[name]().on_error == "raise"
@@ -241,7 +241,7 @@ def test_a_figure_that_cannot_be_drawn_costs_the_figure(tmp_path, monkeypatch, o
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_with_warn_an_error_on_one_rank_costs_all_ranks_the_row(tmp_path, unprobed, where):
+def test_with_warn_an_error_on_one_rank_costs_all_ranks_the_row(tmp_path, unmonitored, where):
     ranks, rows = train_deadline(tmp_path, Failing(where, ranks=(1,), on_error="warn"))
     (line,) = warnings_of(tmp_path)
     assert line == "failing: no values in epoch 1, the training continues (process 1: RuntimeError: boom)"
@@ -249,7 +249,7 @@ def test_with_warn_an_error_on_one_rank_costs_all_ranks_the_row(tmp_path, unprob
         assert [row["epoch"] for row in rank["history"]] == [-1, 0, 2]
         assert rank["seen"] == [[-1, 0, 2]]
     assert sorted(rows) == [-1, 0, 2]
-    assert same_weights(ranks, unprobed[2])
+    assert same_weights(ranks, unmonitored[2])
 
 
 def test_an_error_on_both_ranks_is_said_once(tmp_path):
@@ -291,7 +291,7 @@ class Unpack:
 
 @pytest.mark.parametrize("name", MONITORS)
 @pytest.mark.parametrize("number", [1, 4])
-def test_a_real_probe_that_fails_on_one_rank_goes_on_with_both(tmp_path, unprobed, short, name, number):
+def test_a_real_monitor_that_fails_on_one_rank_goes_on_with_both(tmp_path, unmonitored, short, name, number):
     ranks, rows = train_deadline(tmp_path, MONITORS[name](unpack=Unpack(number), on_error="warn"))
     (line,) = warnings_of(tmp_path)
     assert line.endswith("the training continues (process 1: OSError: the disk is gone)")
@@ -299,7 +299,7 @@ def test_a_real_probe_that_fails_on_one_rank_goes_on_with_both(tmp_path, unprobe
     assert str(ranks[0]["history"]) == str(ranks[1]["history"])
     assert len(ranks[0]["history"]) == EPOCHS
     assert sorted(epoch for epoch in rows) == [row["epoch"] for row in ranks[0]["history"]]
-    assert same_weights(ranks, unprobed[2])
+    assert same_weights(ranks, unmonitored[2])
 
 
 def test_what_a_rank_has_distilled_alone_is_undone(tmp_path, short):
