@@ -153,6 +153,18 @@ def find_layer(model: nn.Module, name: str, relative_to: nn.Module | None = None
     raise ValueError(f"{type(model).__name__} has no layer {name!r}{hint} it has {listed}{more}")
 
 
+def last_linear(model: nn.Module) -> str:
+    """Returns the name of the last fully connected layer, without the prefixes that DDP and `torch.compile` add.
+
+    Raises:
+        ValueError: There is none.
+    """
+    names = [name for name, layer in _layers(model, None).items() if isinstance(layer, nn.Linear)]
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no fully connected layer; expected one, or the name of a layer")
+    return names[-1]
+
+
 def _without_call(name: str) -> str:
     """`layer1.0.relu` of `layer1.0.relu#1`."""
     return name.partition("#")[0]
