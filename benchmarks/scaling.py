@@ -60,8 +60,8 @@ ANALYSES = {  # module, digits to train on, batch of all processes
     "Disentangler": (lambda: Disentangler(net(), "layer3", (4, 7), 1 / 16), 512, 64),
     "ReliableDisentangler": (lambda: ReliableDisentangler([net(), net()], "layer2", (4, 7), 1 / 8), 512, 64),
     "InputDecoder": (lambda: InputDecoder(net(), ["layer1", "layer3"], width=8, blocks=2), 512, 64),
-    "SampleProjection": (lambda: SampleProjection(net(), (1, 16, 16)), 512, 512),
-    "RegionProjection, 256 images": (lambda: RegionProjection(net(), (1, 16, 16), ["layer3"]), 256, 256),
+    "SampleProjection": (lambda: SampleProjection(net(), input_shape=(1, 16, 16)), 512, 512),
+    "RegionProjection, 256 images": (lambda: RegionProjection(net(), ["layer3"], (1, 16, 16)), 256, 256),
 }  # fmt: skip
 # methods of a process group that c10d's functions call, and which of their arguments is sent
 CALLS = {"allreduce": 0, "broadcast": 0, "allgather": 1, "_allgather_base": 1, "all_gather_single": 1}

@@ -16,11 +16,11 @@ MONITORS = {
         InformationDiscarding, ["conv", "fc1"], images=8, num_scale_images=8, batch_size=3, products=2, shown=0
     ),
     "knowledge": partial(
-        KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, others=4, batch_size=6,
+        KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, num_compared=4, batch_size=6,
         every_n_epochs=1,
     ),
     "components": partial(
-        FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, samples=12, batch_size=5, every_n_epochs=1,
+        FeatureComponents, "conv", orders=(4, 7), width=1 / 64, steps=2, num_images=12, batch_size=5, every_n_epochs=1,
         measure_untrained=True,
     ),
 }  # fmt: skip
@@ -48,4 +48,4 @@ class Module(Stranger):
 def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pictures, and without most steps of L-BFGS."""
     monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=3))
+    monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=3))

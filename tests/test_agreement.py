@@ -107,11 +107,11 @@ MONITORS = [
     partial(GatingEntropy, num_images=MONITORED, batch_size=BATCH, kinds=("relu", "dropout")),
     discarding,
     partial(
-        KnowledgePoints, ["conv", "fc1"], images_per_class=7, classes=CLASSES, tau=0.36, steps=5, others=10,
+        KnowledgePoints, ["conv", "fc1"], images_per_class=7, classes=CLASSES, tau=0.36, steps=5, num_compared=10,
         batch_size=BATCH,
     ),
     partial(
-        FeatureComponents, "norm", orders=(4, 7), width=1 / 64, steps=3, samples=MONITORED, batch_size=BATCH,
+        FeatureComponents, "norm", orders=(4, 7), width=1 / 64, steps=3, num_images=MONITORED, batch_size=BATCH,
         every_n_epochs=1, measure_untrained=True,
     ),
 ]  # fmt: skip
@@ -126,9 +126,9 @@ ANALYSES = {
     ),
     "InputDecoder": lambda: InputDecoder(Net(), ["norm", "fc1"], input_shape=SHAPE, width=2, blocks=2),
     "SampleProjection": lambda: SampleProjection(
-        Net(), SHAPE, ["norm", "before_last"], optimizer=partial(lbfgs, steps=20)
+        Net(), ["norm", "before_last"], SHAPE, optimizer=partial(lbfgs, steps=20)
     ),
-    "RegionProjection": lambda: RegionProjection(Net(), SHAPE, ["norm"], updates=3, compared=10),
+    "RegionProjection": lambda: RegionProjection(Net(), ["norm"], SHAPE, steps=3, num_compared=10),
 }
 
 
@@ -196,7 +196,6 @@ def short(tmp_path, monkeypatch):
     """Without pictures, and without most steps of L-BFGS."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pytorch_lightning.Trainer.log_dir", None)
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=10))
     monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=10))
 
 

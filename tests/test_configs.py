@@ -24,7 +24,7 @@ def test_says_what_it_shows_its_command_how_long_it_takes_and_what_to_expect(nam
         assert any(line.startswith(word) for line in header), word
 
 
-MAY_BE_NAN = ("knowledge/ratio/", "knowledge/test_ratio/")  # the reliable share of no points, after one step
+MAY_BE_NAN = ("knowledge/ratio/", "knowledge/test/ratio/")  # the reliable share of no points, after one step
 
 
 def dry_run(name, root, monkeypatch):
@@ -55,7 +55,7 @@ def test_gates_run_for_a_step(name, monkeypatch, mnist_root, cifar10_root):
 LOGGED = {
     "classify": "val/accuracy",
     "complexity_loss": "penalty/complexity",
-    "components": "val/significance/4",
+    "components": "components/significance/4",
     "reliability": "val/reliability",
     "discarding": "discarding/SID",
     "discarding/decoder": "val/mse",

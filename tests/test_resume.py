@@ -92,7 +92,7 @@ def monitors():
     return [
         GatingEntropy(num_images=16, measure_untrained=False),
         InformationDiscarding(["layer3"], images=2, products=2, num_scale_images=2, measure_untrained=False),
-        KnowledgePoints(["layer3"], images_per_class=1, classes=3, steps=2, others=3, measure_untrained=False),
+        KnowledgePoints(["layer3"], images_per_class=1, classes=3, steps=2, num_compared=3, measure_untrained=False),
     ]
 
 
@@ -102,10 +102,10 @@ ANALYSES = {
     "complexity loss": lambda: (Classifier(MLP((64, 12, 10)), optimizer=ADAM), [ComplexityPenalty(layers=-1)]),
     "disentangler": lambda: (Disentangler(trained_net(), "layer2", orders=(4, 7), width=1 / 64), []),
     "decoder": lambda: (InputDecoder(trained_net(), ["layer2"], width=4, blocks=1), []),
-    "sample projection": lambda: (SampleProjection(trained_net(), (1, 8, 8), optimizer=ADAM), []),
-    "sample projection by L-BFGS": lambda: (SampleProjection(trained_net(), (1, 8, 8)), []),
+    "sample projection": lambda: (SampleProjection(trained_net(), input_shape=(1, 8, 8), optimizer=ADAM), []),
+    "sample projection by L-BFGS": lambda: (SampleProjection(trained_net(), input_shape=(1, 8, 8)), []),
     "region projection": lambda: (
-        RegionProjection(trained_net(), (1, 8, 8), ["layer2", "layer3"], updates=3, compared=5), []
+        RegionProjection(trained_net(), ["layer2", "layer3"], (1, 8, 8), steps=3, num_compared=5), []
     ),
     "reliability": lambda: (
         ReliableDisentangler([trained_net(), tiny_net()], "layer2", orders=(4, 7), width=1 / 64, rounds=1), []

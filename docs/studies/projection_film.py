@@ -17,7 +17,7 @@ from netprism.callbacks._monitor import undisturbed
 from netprism.datamodules import Digits
 from netprism.figures import projection as figures
 from netprism.knowledge.sample_projection import (
-    Projection,
+    SampleProjector,
     fit_projection,
     output_entropy,
     soft_targets,
@@ -36,7 +36,7 @@ class Film(pl.Callback):
     def __init__(self, data: Digits) -> None:
         dataset = data.monitor_dataset("train")
         self.images, self.labels = torch.stack([image for image, _ in dataset]), dataset.targets
-        self.last: Projection | None = None
+        self.last: SampleProjector | None = None
         self.scatters: list[figures.Scatter] = []
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:

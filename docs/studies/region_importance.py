@@ -69,7 +69,7 @@ def main(checkpoint: str | None = None) -> None:
     print("| --- | --- | --- | --- |")
     for layer in LAYERS:
         regions = region_features(features[layer], 8)
-        w = regional_importance(regions.transpose(1, 2), logits, others=50).regions
+        w = regional_importance(regions.transpose(1, 2), logits, num_compared=50).regions
         h = fit_region_projection(regions, g, w, logits)(regions)
         projected, raw = (correlations(w, x.norm(dim=2)) for x in (h, regions))
         numbers = f"{projected.mean():.2f} +- {projected.std():.2f} | {raw.mean():.2f} +- {raw.std():.2f}"

@@ -16,26 +16,26 @@ from torch import Tensor
 
 from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
 from netprism.figures.projection import Scatter, film, page
-from netprism.knowledge.points import KnowledgePoints
+from netprism.knowledge.points import KnowledgePointCounts
 
-Frame = dict[str, Any]  # a checkpoint holds it: epoch, directions, names, layers -> points, categories, means, ...
+Frame = dict[str, Any]  # kept in checkpoints: epoch, directions, names, layers -> points, labels, means, covariances
 
-IMAGES = 8  # that are drawn
-FRAMES = 50  # of a film, at most
-_FILM_IMAGES = 20  # whose regions are points of the film: 26 kB a layer and epoch with 64 regions
+IMAGES = 8  # images that are drawn
+FRAMES = 50  # largest number of frames of a film
+_FILM_IMAGES = 20  # images whose regions are points of the film: 26 kB per layer and epoch with 64 regions
 
 
 def frame(
     epoch: int, projected: Mapping[str, Tensor], labels: Tensor, directions: Tensor, categories: Sequence[int]
 ) -> Frame:
-    """What the pictures need of one epoch.
+    """Returns what the pictures need of one epoch.
 
     Args:
-        epoch: -1 before training.
-        projected: layer -> h, `(N, R, 3)` or `(N, R, 2)`.
-        labels: `(N,)`, in 0 to C - 1.
-        directions: `(C, 3)`, likewise.
-        categories: what the C classes are called.
+        epoch: Epoch, -1 before training.
+        projected: Layer -> projected regional features h, `(N, R, 3)` or `(N, R, 2)`.
+        labels: Classes of the images `(N,)`, in 0 to C - 1.
+        directions: Directions of the classes, `(C, 3)` or `(C, 2)`.
+        categories: Names of the C classes.
     """
     layers = {}
     directions = _in_space(directions).cpu()
@@ -50,35 +50,35 @@ def frame(
     return {"epoch": epoch, "directions": directions, "names": [str(c) for c in categories], "layers": layers}
 
 
-def thinned(frames: Sequence[Frame]) -> list[Frame]:
-    """At most `FRAMES` of the frames, so that memory and checkpoints do not grow with the epochs.
+def with_frame(frames: Sequence[Frame], new: Frame) -> list[Frame]:
+    """Returns the frames of earlier epochs and a new one, at most `FRAMES`, so that checkpoints do not grow.
 
-    The first and the last stay, and between them those of every second epoch, every fourth, ...
+    The first and the last are kept, and between them those of every second epoch, or every fourth, ...
     """
-    step, last = 1, frames[-1]["epoch"]
-    while len(frames) > FRAMES:
+    kept, step, last = [one for one in frames if one["epoch"] < new["epoch"]] + [new], 1, new["epoch"]
+    while len(kept) > FRAMES:
         step *= 2
-        frames = [one for one in frames if (one["epoch"] + 1) % step == 0 or one["epoch"] == last]
-    return list(frames)
+        kept = [one for one in kept if (one["epoch"] + 1) % step == 0 or one["epoch"] == last]
+    return kept
 
 
 def draw(
     history: History,
     frames: Sequence[Frame],
     images: Tensor | None,
-    last: Mapping[str, tuple[tuple[int, int], KnowledgePoints]],
+    last: Mapping[str, tuple[tuple[int, int], KnowledgePointCounts]],
     folder: Path,
     name: str = "knowledge",
 ) -> list[Path]:
-    """Draws everything that there is: `<name>_points.png`, `_ellipsoids.png`, `_regions.png`, `_film_<layer>.gif`, ...
+    """Draws all figures: `<name>_points.png`, `_ellipsoids.png`, `_regions.png`, `_film_<layer>.gif`, ...
 
     Args:
-        history: rows with the epoch and the logged values.
-        frames: at least one, of rising epochs.
-        images: `(n, channels, H, W)` that are drawn on, or None.
-        last: layer -> rows and columns of its regions, and the knowledge points of the images and others.
-        folder: is made.
-        name: of the monitor.
+        history: Rows with the epoch and the logged values.
+        frames: Frames of rising epochs, at least one.
+        images: Images `(n, channels, H, W)` to draw on, or None.
+        last: Layer -> rows and columns of its regions, and knowledge points, first those on `images`.
+        folder: Folder to write into, created if missing.
+        name: Name of the monitor.
     """
     paths = [save(curves(history, list(frames[-1]["layers"])), folder / f"{name}_points.png")]
     if images is not None and last:
@@ -87,7 +87,7 @@ def draw(
 
 
 def draw_projected(frames: Sequence[Frame], folder: Path, name: str) -> list[Path]:
-    """Draws the projected regions of the last frame, `<name>_ellipsoids.png`, and for each layer a film of all."""
+    """Draws the projected regions of the last frame, `<name>_ellipsoids.png`, and a film of all frames per layer."""
     paths = [save(ellipsoids(frames[-1]), folder / f"{name}_ellipsoids.png")]
     for layer in frames[-1]["layers"]:
         scatters = [_scatter(one, layer) for one in frames if layer in one["layers"]]
@@ -99,7 +99,7 @@ def draw_projected(frames: Sequence[Frame], folder: Path, name: str) -> list[Pat
 
 
 def curves(history: History, layers: Sequence[str]) -> Figure:
-    """All and reliable knowledge points over epochs, and their ratio, a colour a layer."""
+    """Draws all and reliable knowledge points over epochs, and their ratio, in one colour per layer."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     counts, ratios = panels(figure, 1, 2, 2)
     epochs = [row["epoch"] for row in history]
@@ -108,17 +108,17 @@ def curves(history: History, layers: Sequence[str]) -> Figure:
         counts.plot(epochs, [row[f"points/{layer}"] for row in history], label=layer, **look)
         counts.plot(epochs, [row[f"reliable/{layer}"] for row in history], linestyle="--", **look)
         ratios.plot(epochs, [row[f"ratio/{layer}"] for row in history], label=layer, **look)
-    counts.set_title("knowledge points an image (dashed: reliable)", fontsize="medium")
-    ratios.set(title="share that is reliable", ylim=(0, 1))
+    counts.set_title("knowledge points per image (dashed: reliable)", fontsize="medium")
+    ratios.set(title="fraction that is reliable", ylim=(0, 1))
     ratios.title.set_fontsize("medium")
-    ratios.legend(frameon=False, loc="upper left")  # few shares come near 1
+    ratios.legend(frameon=False, loc="upper left")  # few ratios come near 1
     for axes in (counts, ratios):
         epoch_axis(axes)
     return figure
 
 
-def outlines(images: Tensor, last: Mapping[str, tuple[tuple[int, int], KnowledgePoints]]) -> Figure:
-    """The first images in each layer, with knowledge points outlined: green where reliable, red where not."""
+def outlines(images: Tensor, last: Mapping[str, tuple[tuple[int, int], KnowledgePointCounts]]) -> Figure:
+    """Draws the first images for each layer, knowledge points outlined in green where reliable, in red where not."""
     count = min(IMAGES, len(images))
     figure = Figure(figsize=(1.1 * count + 0.9, 1.15 * len(last)), layout="constrained")
     grid = panels(figure, len(last), count, count * len(last))
@@ -134,7 +134,7 @@ def outlines(images: Tensor, last: Mapping[str, tuple[tuple[int, int], Knowledge
 
 
 def ellipsoids(frame: Frame) -> Figure:
-    """For each layer the regional features of some images, with an ellipsoid of one standard deviation a class."""
+    """Draws the regional features of some images per layer, with an ellipsoid of one standard deviation per class."""
     layers = frame["layers"]
     figure, width = Figure(figsize=(3.6 * len(layers), 3.9)), 1 / len(layers)
     for number, (layer, parts) in enumerate(layers.items()):
@@ -157,7 +157,7 @@ def ellipsoids(frame: Frame) -> Figure:
 
 
 def ellipsoid(mean: Tensor, covariance: Tensor, detail: int = 16) -> Tensor:
-    """Points `(detail, detail, 3)` at one standard deviation of a Gaussian in three dimensions."""
+    """Returns points `(detail, detail, 3)` at one standard deviation of a Gaussian in three dimensions."""
     values, axes = torch.linalg.eigh(covariance)
     around, down = torch.linspace(0, 2 * torch.pi, detail), torch.linspace(0, torch.pi, detail)
     x, y, z = (
@@ -171,7 +171,7 @@ def ellipsoid(mean: Tensor, covariance: Tensor, detail: int = 16) -> Tensor:
 
 
 def boundary(mask: Tensor) -> list[list[tuple[int, int]]]:
-    """The edges between regions in a bool `(rows, columns)` mask and others, as pairs of corners (column, row).
+    """Returns the edges between regions in a bool `(rows, columns)` mask and others, as pairs of corners (column, row).
 
     Example:
         >>> sorted(boundary(torch.tensor([[True]])))
@@ -184,14 +184,14 @@ def boundary(mask: Tensor) -> list[list[tuple[int, int]]]:
 
 
 def _moments(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `(3,)` and covariance `(3, 3)` of points `(n, 3)`; 0 where there is none."""
+    """Mean `(3,)` and covariance `(3, 3)` of points `(n, 3)`; 0 where there is no point."""
     count = max(len(points), 1)
     mean = points.sum(dim=0) / count
     return mean, (points - mean).T @ (points - mean) / count
 
 
 def _in_space(points: Tensor) -> Tensor:
-    """Points of a plane, or of a space, `(..., d)`, as points of a space `(..., 3)`."""
+    """Points `(..., 2)` or `(..., 3)` as points `(..., 3)`."""
     return torch.nn.functional.pad(points, (0, 3 - points.shape[-1]))
 
 
@@ -203,7 +203,7 @@ def _outline(axes: Axes, mask: Tensor, size: Sequence[int], colour: str) -> None
 
 
 def _displayed(image: Tensor) -> Any:  # noqa: ANN401 - what imshow takes
-    """An image with its own values from dark to bright, in colour where it has three channels."""
+    """An image with its smallest value dark and its largest bright, in colour where it has three channels."""
     low, high = image.aminmax()
     scaled = (image - low) / (high - low).clamp(min=1e-12)
     return scaled.permute(1, 2, 0).numpy() if len(image) == 3 else scaled.mean(dim=0).numpy()

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from netprism.figures._common import save, write_whole
 
-_SIZE = 2.5  # of a point
+_SIZE = 2.5  # size of a point
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Scatter:
     """Features in three dimensions, and the directions of the categories.
 
     Attributes:
-        g: projected features `(N, 3)`.
-        categories: of each feature, `(N,)`, from 0 to C - 1; they choose the colour.
-        directions: unit vectors `(C, 3)`.
-        title: above the picture.
-        names: of the categories; by default their numbers.
+        g: Projected features `(N, 3)`.
+        categories: Category of each feature, `(N,)`, from 0 to C - 1; it chooses the colour.
+        directions: Directions of the categories, unit vectors `(C, 3)`.
+        title: Title of the picture.
+        names: Names of the categories; by default their numbers.
 
     Raises:
-        ValueError: not three dimensions, or not one category a feature.
+        ValueError: The features do not have three dimensions, or not one category each.
     """
 
     g: Tensor
@@ -48,25 +48,25 @@ class Scatter:
     def __post_init__(self) -> None:
         shapes = tuple(self.g.shape), tuple(self.categories.shape), tuple(self.directions.shape)
         if shapes[0] != (len(self.categories), 3) or shapes[2] != (len(self.directions), 3):
-            raise ValueError(f"g, categories and directions are {shapes}: expected (N, 3), (N,) and (C, 3)")
+            raise ValueError(f"shapes of g, categories and directions are {shapes}; expected (N, 3), (N,), (C, 3)")
 
     def name(self, category: int) -> str:
-        """What the legend calls a category."""
+        """Returns the name of a category in the legend."""
         return str(category) if self.names is None else self.names[category]
 
 
 def draw(scatter: Scatter, stem: Path) -> list[Path]:
     """Draws `<stem>.png` and the page `<stem>.html`, which shares `plotly.min.js` (5 MB) with others in its folder."""
-    png, html = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "html"))  # layer1.0 has a dot of its own
+    png, html = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "html"))  # with_suffix would cut layer1.0
     return [save(figure(scatter), png), page([scatter], html)]
 
 
 def figure(scatter: Scatter, reach: float | None = None) -> Figure:
-    """Features by strength, and on the sphere, each with an arrow a category.
+    """Draws features by strength, and on the sphere, each with an arrow per category.
 
     Args:
-        scatter: what to show.
-        reach: half the width of the left picture; by default it holds 98 % of the features.
+        scatter: Features to show.
+        reach: Half the width of the left picture; by default it holds 98 % of the features.
     """
     result = Figure(figsize=(8.4, 4.2))
     reach = reach or _reach([scatter])
@@ -91,7 +91,7 @@ def _points(axes: Any, points: Tensor, scatter: Scatter, size: float) -> None:  
 
 
 def _bare(axes: Any, size: float) -> None:  # noqa: ANN401
-    """A cube with no more ticks than are needed to read strengths."""
+    """Sets up a cube with only the ticks that are needed to read strengths."""
     axes.set(xlim=(-size, size), ylim=(-size, size), zlim=(-size, size))
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_major_locator(MaxNLocator(4))
@@ -101,7 +101,7 @@ def _bare(axes: Any, size: float) -> None:  # noqa: ANN401
 
 
 def _globe(axes: Any) -> None:  # noqa: ANN401
-    """The unit sphere, seen through: 12 meridians and 5 parallels."""
+    """Draws the unit sphere as a transparent grid of 12 meridians and 5 parallels."""
     around, down = torch.linspace(0, 2 * math.pi, 13), torch.linspace(0, math.pi, 7)
     axes.set_axis_off()
     x, y, z = torch.outer(down.sin(), around.cos()), torch.outer(down.sin(), around.sin()), down.cos().unsqueeze(1)
@@ -109,13 +109,12 @@ def _globe(axes: Any) -> None:  # noqa: ANN401
 
 
 def page(scatters: Sequence[Scatter], path: Path) -> Path:
-    """A page on which a reader turns the features, with a slider where there are several scatters.
+    """Writes a page on which a reader can turn the features, with a slider where there are several scatters.
 
     Raises:
-        ValueError: no scatter.
+        ValueError: There is no scatter.
     """
-    if not scatters:
-        raise ValueError("there is no scatter to show")
+    _check(scatters)
     frames = [go.Frame(data=_traces(scatter), name=scatter.title or str(i)) for i, scatter in enumerate(scatters)]
     shown = go.Figure(data=frames[0].data, frames=frames if len(frames) > 1 else [])
     reach = _reach(scatters)
@@ -132,19 +131,23 @@ def page(scatters: Sequence[Scatter], path: Path) -> Path:
 
 
 def film(scatters: Sequence[Scatter], path: Path, seconds: float = 0.5) -> Path:
-    """A GIF with a picture a scatter, all of one scale; the last one stays four times as long.
+    """Writes a GIF with one picture per scatter, all at one scale; the last one is shown four times as long.
 
     Raises:
-        ValueError: no scatter.
+        ValueError: There is no scatter.
     """
-    if not scatters:
-        raise ValueError("there is no scatter to show")
+    _check(scatters)
     reach = _reach(scatters)
     first, *others = [_image(figure(scatter, reach)) for scatter in scatters]
     times = [round(1000 * seconds)] * len(others) + [round(4000 * seconds)]
     return write_whole(
         path, lambda temporary: first.save(temporary, save_all=True, append_images=others, duration=times, loop=0)
     )
+
+
+def _check(scatters: Sequence[Scatter]) -> None:
+    if not scatters:
+        raise ValueError("scatters is empty; expected at least one")
 
 
 def _image(drawn: Figure) -> Image.Image:
@@ -156,7 +159,7 @@ def _image(drawn: Figure) -> Image.Image:
 
 
 def _reach(scatters: Sequence[Scatter]) -> float:
-    """A strength that few features exceed, positive also where all are 0."""
+    """A strength that only 2 % of the features exceed, positive also where all are 0."""
     strengths = torch.cat([scatter.g.norm(dim=1).cpu() for scatter in scatters])
     return max(strengths.double().quantile(0.98).item() if strengths.numel() < 2**24 else strengths.max().item(), 1e-6)
 
@@ -168,7 +171,7 @@ def _colours(count: int) -> list[str]:
 
 
 def _traces(scatter: Scatter) -> list[go.Scatter3d]:
-    """For each category its features, and its direction as long as its strongest feature."""
+    """Each category's features, and its direction with the length of its strongest feature."""
     colours, traces = _colours(len(scatter.directions)), []
     for category, direction in enumerate(scatter.directions):
         own = scatter.g[scatter.categories == category].cpu()

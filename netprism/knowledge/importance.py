@@ -1,10 +1,10 @@
 """The regional features of a layer, and which regions of an image the network relies on.
 
-A feature map (K, H, W) is R = H W regional features of K channels. The importance w^(r) of a region tells how far it
-serves to find the samples that the network takes for similar. `region_projection.py` projects regional features
-into the space of the categories' directions, `netprism.knowledge` counts those that decide for one there.
+A feature map (K, H, W) consists of R = H W regional features of K channels. The importance w^(r) of a region tells how
+much it helps to find the samples that the network regards as similar. `region_projection.py` projects regional features
+into the space of the categories' directions; `points.py` counts those that decide for a category there.
 
-Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.3.
+Source: Li et al. 2021, section 3.3, https://arxiv.org/abs/2111.03505.
 """
 
 from __future__ import annotations
@@ -18,20 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from netprism.distributed import all_gather_object, rank_indices
-from netprism.knowledge.points import KnowledgePoints, knowledge_points
 from netprism.knowledge.sample_projection import soft_targets
 
-__all__ = [
-    "KnowledgePoints",
-    "RegionalImportance",
-    "knowledge_points",
-    "region_features",
-    "regional_importance",
-    "shared_importance",
-]
-
-MEMORY = 2**24  # bytes for similarities of regions: in the cache of a CPU; with 2**28 the products take twice as long
-_GROUP = 16  # samples whose importance one process estimates at a time
+MEMORY = 2**24  # bytes for similarities of regions, which fit a CPU's cache; with 2**28 products take twice as long
+_GROUP = 16  # samples whose importance one rank estimates at a time
 
 
 @dataclass(frozen=True)
@@ -39,8 +29,8 @@ class RegionalImportance:
     """Importance of regions and channels; each row is non-negative and sums to 1.
 
     Attributes:
-        regions: w, `(n, R)`.
-        channels: v, `(n, K)`.
+        regions: Importance w of the regions, `(n, R)`.
+        channels: Importance v of the channels, `(n, K)`.
     """
 
     regions: Tensor
@@ -52,52 +42,53 @@ def regional_importance(
     logits: Tensor,
     *,
     of: Tensor | None = None,
-    concentration: float | None = None,
+    kappa: float | None = None,
     similarity_kappa: float = 5.0,
     temperature: float = 4.0,
     steps: int = 20,
-    others: int = 100,
+    num_compared: int = 100,
     learning_rate: float = 0.05,
     momentum: float = 0.9,
     seed: int = 0,
     memory: int = MEMORY,
 ) -> RegionalImportance:
-    """Importance of the regions of each sample: how far they serve to find the samples similar to it.
+    """Importance of the regions of each sample: how much they help to find the samples similar to it.
 
-    The network finds x' similar to x as P(x'|x) ~ exp(kappa_p cos(p', p)), p = softmax(logits / T). The regions find
-    Q(x'|x) ~ exp(kappa' sum_r w^(r) max_r' sum_k v_k u^(r)_k u'^(r')_k), u = f / ||f||. Both are normalised over the
-    other samples x', so that every sample has its own w and v and none depends on another's. They minimise KL(P || Q)
-    by gradient descent with momentum, |w| and |v| scaled back to sum 1 after each step; other samples are compared in
-    each step, the same for all.
+    The network's similarity of x' and x is P(x'|x) ~ exp(kappa_p cos(p', p)), p = softmax(logits / T). That of the
+    regions is Q(x'|x) ~ exp(kappa' sum_r w^(r) max_r' sum_k v_k u^(r)_k u'^(r')_k), u = f / ||f||. Both are normalised
+    over the other samples x', so every sample has its own w and v, and none depends on another's. They minimise
+    KL(P || Q) by gradient descent with momentum; |w| and |v| are scaled to sum 1 after each step. Each step compares
+    with other samples, the same ones for all.
 
     The default kappa' = 2 K is the paper's 1000 for its K = 512 channels. With v = 1 / K the exponent is kappa' / K
-    times a cosine, so that a constant 1000 saturates where there are fewer: on planted patterns with K = 16 it finds
-    them with an area under the ROC curve of .3, 2 K with 1.0 (tests/knowledge/test_importance.py).
+    times a cosine, so a constant 1000 saturates where there are fewer channels: it finds planted patterns with K = 16
+    with an area under the ROC curve of .3, and 2 K with 1.0 (tests/knowledge/test_importance.py).
 
-    Cost: 2 K R^2 multiply-adds a pair of samples and step, `steps` * `others` pairs a sample, as one matrix product for
-    a group of samples; the gradient is a sum over the matches, K R a pair. Memory: 8 R^2 bytes for each pair that is
-    looked at together, as many as fit into `memory` and one at least, and 4 K R (n + others) bytes.
+    Cost: 2 K R^2 multiply-adds per pair of samples and step, with `steps` * `num_compared` pairs per sample, as one
+    matrix product for a group of samples; the gradient is a sum over the matches, K R per pair. Memory: 8 R^2 bytes for
+    each pair that is processed together, as many as fit into `memory` but at least one, and 4 K R (n + num_compared)
+    bytes.
 
     Args:
-        features: `(N, K, H, W)`, `(N, K, R)`, or `(N, K)`: one region.
-        logits: `(N, C)`.
-        of: indices `(n,)` of the samples whose importance is wanted; None: all. Values depend on these neither in what
-            they are compared with nor in the order; only rounding may differ.
-        concentration: kappa'; None: 2 K.
-        similarity_kappa: kappa_p.
-        temperature: T.
-        steps: of the gradient descent.
-        others: samples to compare with in one step; all if there are fewer.
-        learning_rate: of w and v.
-        momentum: of both.
-        seed: of the choice of the other samples.
-        memory: bytes for the similarities.
+        features: Features `(N, K, H, W)` or `(N, K, R)`, or `(N, K)` with a single region.
+        logits: Logits of the network, `(N, C)`.
+        of: Indices `(n,)` of the samples whose importance is wanted; None for all. A sample's importance does not
+            depend on the others in `of`; only rounding may differ.
+        kappa: Concentration kappa'; None for 2 K.
+        similarity_kappa: Concentration kappa_p of the network's similarity.
+        temperature: Temperature T of the softened outputs.
+        steps: Number of gradient steps.
+        num_compared: Number of samples to compare with in one step; all if there are fewer.
+        learning_rate: Learning rate of w and v.
+        momentum: Momentum of both.
+        seed: Seed of the choice of samples to compare with.
+        memory: Bytes for the similarities.
 
     Raises:
-        ValueError: fewer than three samples, features or logits of another shape or not finite, logits that are
-            probabilities already, others < 2.
+        ValueError: There are fewer than three samples; features or logits have another shape or are not finite; logits
+            are already probabilities; steps < 1 or num_compared < 2.
 
-    Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", equations 11 and 12.
+    Source: Li et al. 2021, eqs. (11) and (12), https://arxiv.org/abs/2111.03505.
 
     Example:
         >>> features, logits = torch.rand(6, 4, 2, 2), torch.eye(2).repeat(3, 1) * 8
@@ -106,14 +97,16 @@ def regional_importance(
     """
     units = F.normalize(region_features(features), dim=2)
     count, regions, channels = units.shape
-    if steps < 1 or others < 2 or count < 3:
-        raise ValueError(f"{count} samples, steps {steps}, others {others}; expected at least 3, 1 and 2")
+    options = {"length of features": (count, 3), "steps": (steps, 1), "num_compared": (num_compared, 2)}
+    for name, (value, least) in options.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; expected at least {least}")
     if len(logits) != count:
-        raise ValueError(f"features are of {count} samples and logits of {len(logits)}")
+        raise ValueError(f"length of logits is {len(logits)}; expected {count}, that of features")
     similarity = network_similarity(logits, temperature).to(units)
-    kappa = 2.0 * channels if concentration is None else concentration
+    kappa = 2.0 * channels if kappa is None else kappa
     chosen = torch.arange(count, device=units.device) if of is None else of.to(units.device)
-    draws = list(_draws(count, steps, others, seed, units.device))
+    draws = list(_draws(count, steps, num_compared, seed, units.device))
 
     descent = _Descent(units, similarity_kappa * similarity, kappa, learning_rate, momentum, memory)
     group = max(1, memory // (8 * len(draws[0]) * regions**2))
@@ -122,54 +115,61 @@ def regional_importance(
 
 
 def shared_importance(regions: Tensor, logits: Tensor, **options: Any) -> Tensor:
-    """Importance w `(N, R)` of the regions of N samples that all processes have; each estimates that of some of them.
+    """Importance w `(N, R)` of the regions of N samples that all ranks have; each rank estimates that of some samples.
 
-    All processes have to call it. The result is the same to the bit for any number of them: always `_GROUP` samples are
-    looked at together.
+    All ranks must call it. The result is bitwise the same for any number of ranks, since always `_GROUP` samples are
+    processed together.
 
     Args:
-        regions: regional features `(N, R, K)`.
-        logits: `(N, C)`.
-        **options: those of `regional_importance`.
+        regions: Regional features `(N, R, K)`.
+        logits: Logits of the network, `(N, C)`.
+        **options: Options of `regional_importance`.
     """
     features, groups = regions.transpose(1, 2), torch.arange(len(regions)).split(_GROUP)
     own = {
         number: regional_importance(features, logits, of=groups[number], **options).regions.cpu()
         for number in rank_indices(len(groups))
     }
-    shares = {number: w for share in all_gather_object(own) for number, w in share.items()}
-    return torch.cat([shares[number] for number in range(len(groups))]).to(regions.device)
+    found = {number: w for part in all_gather_object(own) for number, w in part.items()}
+    return torch.cat([found[number] for number in range(len(groups))]).to(regions.device)
 
 
 def region_features(features: Tensor, max_grid: int | None = None) -> Tensor:
-    """A layer's features as one vector for each region, row by row.
+    """A layer's features as one vector per region, row by row.
 
     Args:
-        features: `(N, K, H, W)`; `(N, K, R)`; `(N, K)`, which is one region.
-        max_grid: larger maps are averaged over cells to at most so many rows and columns.
+        features: Features `(N, K, H, W)` or `(N, K, R)`, or `(N, K)` with a single region.
+        max_grid: Larger maps are averaged over cells, to at most this number of rows and columns.
 
     Returns:
         `(N, R, K)`, float32 unless the features are float64.
 
     Raises:
-        ValueError: another number of dimensions, or values that are not finite.
+        ValueError: The number of dimensions is another one, or a value is not finite.
     """
+    maps = region_maps(features, max_grid)
+    if not maps.isfinite().all():
+        raise ValueError("features is NaN or infinite; expected finite values")
+    return maps.flatten(2).transpose(1, 2).contiguous()
+
+
+def region_maps(features: Tensor, max_grid: int | None = None) -> Tensor:
+    """The regional features of :func:`region_features` as maps `(N, K, rows, columns)`, finite or not."""
     if not 2 <= features.ndim <= 4:
-        raise ValueError(f"features are {tuple(features.shape)}; expected (N, K, H, W), (N, K, R) or (N, K)")
-    if not features.isfinite().all():
-        raise ValueError("features have values that are NaN or infinite")
+        raise ValueError(f"shape of features is {tuple(features.shape)}; expected (N, K, H, W), (N, K, R) or (N, K)")
     if features.dtype != torch.float64:
         features = features.float()
-    if features.ndim == 4 and max_grid is not None and max(features.shape[2:]) > max_grid:
-        features = F.adaptive_avg_pool2d(features, (min(features.shape[2], max_grid), min(features.shape[3], max_grid)))
-    return features.reshape(*features.shape[:2], -1).transpose(1, 2).contiguous()
+    if features.ndim < 4:
+        return features.reshape(*features.shape[:2], 1, -1)
+    rows, columns = (size if max_grid is None else min(size, max_grid) for size in features.shape[2:])
+    return features if features.shape[2:] == (rows, columns) else F.adaptive_avg_pool2d(features, (rows, columns))
 
 
 def network_similarity(logits: Tensor, temperature: float = 4.0) -> Tensor:
     """cos(p', p) of the softened outputs p = softmax(logits / T) of all pairs of samples, `(N, N)` from `(N, C)`.
 
     Raises:
-        ValueError: the logits are not (N, C), are not finite, or are probabilities already.
+        ValueError: The logits are not (N, C), are not finite, or are already probabilities.
     """
     outputs = F.normalize(soft_targets(logits.detach(), temperature), dim=1)
     return outputs @ outputs.T
@@ -179,12 +179,12 @@ def best_matches(own: Tensor, compared: Tensor, memory: int) -> tuple[Tensor, Te
     """The region of each of m samples that is most similar to each region of n samples.
 
     Args:
-        own: `(n, R, K)`.
-        compared: `(m, R, K)`.
-        memory: bytes for the similarities that are looked at together; those of n samples with one at least.
+        own: Regions of the n samples, `(n, R, K)`.
+        compared: Regions of the m samples, `(m, R, K)`.
+        memory: Bytes for the similarities that are computed together; at least those of n samples with one.
 
     Returns:
-        The similarities (inner products) `(n, R, m)`, and the rows of the regions in `(m R, K)`, likewise.
+        The similarities (inner products) `(n, R, m)`, and the row of each such region in `(m R, K)`, `(n, R, m)`.
     """
     n, regions, channels = own.shape
     rows = own.reshape(-1, channels)
@@ -199,11 +199,11 @@ def best_matches(own: Tensor, compared: Tensor, memory: int) -> tuple[Tensor, Te
 
 
 def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over the last dimension, and its place; `values` are used up.
+    """Maximum over the last dimension, and its index; `values` are overwritten in place.
 
-    On a CPU `max` with places takes ten times as long as without (torch 2.15, 64 values). So the places are written
-    into the last bits of the numbers before the maximum is taken: where two are equal but for these, to 1e-5 with 64
-    values of float32, either may be it.
+    On a CPU `max` with indices takes ten times as long as without (torch 2.15, 64 values). So the indices are written
+    into the last bits of the numbers before the maximum is taken. Either of two values that differ only in these bits
+    (by a fraction of 1e-5 with 64 values in float32) may be found.
     """
     maximum, count = values.amax(dim=-1), values.shape[-1]
     integers = torch.int64 if values.dtype == torch.float64 else torch.int32
@@ -213,16 +213,25 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
     return maximum, values.amax(dim=-1).view(integers).bitwise_and_(mask)
 
 
-def _draws(count: int, steps: int, others: int, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """The samples to compare with in each step, drawn on the CPU: the same on every device."""
+def row_correlations(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of the rows of two `(N, R)`, without rows in which one of them is constant."""
+    a, b = (values - values.mean(dim=1, keepdim=True) for values in (a, b))
+    lengths = a.norm(dim=1) * b.norm(dim=1)
+    varies = lengths > 0
+    correlations: Tensor = (a * b).sum(dim=1)[varies] / lengths[varies]
+    return correlations
+
+
+def _draws(count: int, steps: int, num_compared: int, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """The samples to compare with in each step, drawn on the CPU so that they are the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        yield torch.randperm(count, generator=generator)[:others].to(device)
+        yield torch.randperm(count, generator=generator)[:num_compared].to(device)
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """Gradient descent of w and v on KL(P || Q), for some of the samples at a time."""
+    """Gradient descent of w and v on KL(P || Q), for a group of samples at a time."""
 
     units: Tensor  # u, (N, R, K)
     target_exponents: Tensor  # (N, N)
@@ -232,40 +241,40 @@ class _Descent:
     memory: int
 
     def run(self, samples: Tensor, draws: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns w `(n, R)` and v `(n, K)` of the samples, after a step with each of the draws of others."""
+        """Returns w `(n, R)` and v `(n, K)` of the samples, after one step with each of the draws."""
         _, regions, channels = self.units.shape
         w = self.units.new_full((len(samples), regions), 1 / regions)
         v = self.units.new_full((len(samples), channels), 1 / channels)
         speed_w, speed_v = torch.zeros_like(w), torch.zeros_like(v)
-        for others in draws:
-            slope_w, slope_v = self.slopes(samples, others, w, v)
+        for draw in draws:
+            slope_w, slope_v = self.slopes(samples, draw, w, v)
             speed_w, speed_v = self.momentum * speed_w + slope_w, self.momentum * speed_v + slope_v
             w, v = _on_simplex(w - self.learning_rate * speed_w), _on_simplex(v - self.learning_rate * speed_v)
         return w, v
 
-    def slopes(self, samples: Tensor, others: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of KL(P || Q) by w and v.
+    def slopes(self, samples: Tensor, draw: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of KL(P || Q) with respect to w and v.
 
-        log Q is linear in w, and in v once r' is found, so that with e = Q - P of the other samples
+        log Q is linear in w, and in v once r' is found. So with e = Q - P of the drawn samples
         dKL / dw_r = kappa' sum_x' e s_r(x') and dKL / dv_k = kappa' sum_r w_r u_rk sum_x' e u'_r'k.
         """
-        own, compared = self.units[samples], self.units[others]
+        own, compared = self.units[samples], self.units[draw]
         similarity, match = best_matches(own * v[:, None], compared, self.memory)
-        same = samples[:, None] == others
+        same = samples[:, None] == draw
         found = _softmax_but(same, self.kappa * torch.einsum("nr,nrm->nm", w, similarity))
-        error = found - _softmax_but(same, self.target_exponents[samples][:, others])
-        # embedding_bag sums weighted rows without making the (n, R, m, K) array of the matches
-        shares = error[:, None].expand_as(similarity).flatten(0, 1)
-        pulled = F.embedding_bag(match.flatten(0, 1), compared.flatten(0, 1), mode="sum", per_sample_weights=shares)
+        error = found - _softmax_but(same, self.target_exponents[samples][:, draw])
+        # embedding_bag sums weighted rows without building the (n, R, m, K) array of the matches
+        weights = error[:, None].expand_as(similarity).flatten(0, 1)
+        pulled = F.embedding_bag(match.flatten(0, 1), compared.flatten(0, 1), mode="sum", per_sample_weights=weights)
         slope_w = self.kappa * torch.einsum("nm,nrm->nr", error, similarity)
         return slope_w, self.kappa * torch.einsum("nr,nrk,nrk->nk", w, own, pulled.view_as(own))
 
 
 def _softmax_but(same: Tensor, exponents: Tensor) -> Tensor:
-    """Softmax over the other samples; a sample itself gets 0."""
+    """Softmax over the other samples; the sample itself gets 0."""
     return exponents.masked_fill(same, -torch.inf).softmax(dim=1)
 
 
 def _on_simplex(weights: Tensor) -> Tensor:
-    """|weights| with sum 1 in each row."""
+    """|weights|, scaled to sum 1 in each row."""
     return weights.abs() / weights.abs().sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""Mixtures of von Mises-Fisher distributions: a fit to unit vectors, and the classes of features that have a strength.
+"""Mixtures of von Mises-Fisher distributions: category probabilities of features, and a fit to unit vectors.
 
-Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", equations 1 and 6.
+Source: Li et al. 2021, eqs. (1) and (6), https://arxiv.org/abs/2111.03505.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from netprism.knowledge.vmf import check_unit, concentration, kappa_of_strength, log_normalizer
+from netprism.knowledge.vmf import check_unit, concentration_from_resultant_length, kappa_of_strength, log_normalizer
 
-_KAPPA_LIMIT = 1e6  # of a component: one that has shrunk to a single sample has no finite kappa
+_KAPPA_LIMIT = 1e6  # a component that has shrunk to a single sample has no finite kappa
 
 
 def log_posterior(
     features: Tensor, directions: Tensor, priors: Tensor, *, kappa_max: float, noise: float = 1.0
 ) -> Tensor:
-    """Log-probabilities of the categories of features g = l o, with the strength l = ||g|| and the direction o.
+    """Log-probabilities Q of the categories of features g = l o, with the strength l = ||g|| and the direction o.
 
         Q(y | g) = pi_y exp(kappa(l) cos(o, mu_y)) / sum_y' pi_y' exp(kappa(l) cos(o, mu_y'))
 
-    A weak feature has the probabilities pi, whatever its direction.
+    A feature of strength 0 has the probabilities pi, whatever its direction.
 
     Args:
-        features: g, `(..., d)`.
-        directions: mu, `(C, d)`, of any length > 0.
-        priors: pi, `(C,)`, >= 0.
-        kappa_max: concentration of features without noise.
-        noise: standard deviation of the noise in each dimension, in the unit of the features.
+        features: Features g, `(..., d)`.
+        directions: Directions mu of the categories, `(C, d)`, of any length > 0.
+        priors: Priors pi of the categories, `(C,)`, >= 0.
+        kappa_max: Concentration of features without noise.
+        noise: Standard deviation of the noise in each dimension, in the unit of the features.
 
     Returns:
         log Q `(..., C)`, in nats, differentiable in all tensors.
 
     Raises:
-        ValueError: features that are NaN; kappa_max or noise that is not positive.
+        ValueError: A feature is NaN, or kappa_max or noise is not positive.
 
     Example:
         >>> east, weak = torch.tensor([3.0, 0.0]), torch.tensor([0.01, 0.0])
@@ -49,21 +49,21 @@ def log_posterior(
 
 
 def natural_parameters(features: Tensor, kappa_max: float, noise: float = 1.0) -> Tensor:
-    """kappa(l) o of features l o, `(..., d)`: as long as their direction is certain, up to kappa_max."""
+    """kappa(l) o of features l o, `(..., d)`: the more certain the direction the longer, up to kappa_max."""
     strengths = features.norm(dim=-1)
     kappa = kappa_of_strength(strengths, features.shape[-1], kappa_max, noise)
     return kappa.unsqueeze(-1) * F.normalize(features, dim=-1)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class VMFMixture:
     """A mixture of C von Mises-Fisher distributions.
 
     Attributes:
-        directions: mean directions mu, unit vectors `(C, d)`.
-        priors: shares of the components `(C,)`, which sum to 1.
-        kappa: their concentrations `(C,)`.
-        log_likelihood: mean log-density of the samples it was fitted to, in nats.
+        directions: Mean directions mu, unit vectors `(C, d)`.
+        priors: Weights of the components `(C,)`, which sum to 1.
+        kappa: Concentrations of the components `(C,)`.
+        log_likelihood: Mean log-density of the samples that the mixture was fitted to, in nats.
     """
 
     directions: Tensor
@@ -72,31 +72,31 @@ class Mixture:
     log_likelihood: float
 
 
-def fit_mixture(samples: Tensor, components: int, *, steps: int = 100, restarts: int = 5, seed: int = 0) -> Mixture:
+def fit_mixture(samples: Tensor, components: int, *, steps: int = 100, restarts: int = 5, seed: int = 0) -> VMFMixture:
     """Fits a mixture of von Mises-Fisher distributions by expectation maximisation.
 
-    Each restart begins with samples that are far from one another, as k-means++ does; the likeliest mixture wins.
-    Cost: restarts * steps * n * C * d multiply-adds; memory: n * C numbers beside the samples.
+    Each restart begins with samples that are far from one another, as k-means++ does; the likeliest mixture is kept.
+    Cost: restarts * steps * n * C * d multiply-adds. Memory: n * C numbers beside the samples.
 
     Args:
-        samples: unit vectors `(n, d)`, n >= C.
-        components: C, >= 1.
-        steps: rounds of expectation and maximisation.
-        restarts: how often to begin anew.
-        seed: of the beginnings; the global random state is left alone.
+        samples: Unit vectors `(n, d)`, n >= C.
+        components: Number C of components, >= 1.
+        steps: Number of expectation and maximisation steps.
+        restarts: Number of fits, each from another beginning.
+        seed: Seed of the beginnings; the global random state is not used.
 
     Raises:
-        ValueError: fewer samples than components; vectors that are not unit vectors, NaN.
+        ValueError: There are fewer samples than components, a sample is not a unit vector, or a value is NaN.
     """
     check_unit(samples)
     if not 1 <= components <= len(samples):
-        raise ValueError(f"components is {components}: expected 1 to {len(samples)}, the number of samples")
+        raise ValueError(f"components is {components}; expected 1 to {len(samples)}, the number of samples")
     draws = torch.Generator(samples.device).manual_seed(seed)
     fits = [_expectation_maximisation(samples.detach().double(), components, steps, draws) for _ in range(restarts)]
     return max(fits, key=lambda fit: fit.log_likelihood)
 
 
-def _expectation_maximisation(samples: Tensor, components: int, steps: int, draws: torch.Generator) -> Mixture:
+def _expectation_maximisation(samples: Tensor, components: int, steps: int, draws: torch.Generator) -> VMFMixture:
     n, d = samples.shape
     mu = _spread(samples, components, draws)
     priors = samples.new_full((components,), 1 / components)
@@ -106,16 +106,17 @@ def _expectation_maximisation(samples: Tensor, components: int, steps: int, draw
         log_density = log_joint.logsumexp(1, keepdim=True)
         if step == steps:
             break
-        shares = (log_joint - log_density).exp()
-        sums, weights = shares.T @ samples, shares.sum(0).clamp(min=torch.finfo(samples.dtype).tiny)
+        posteriors = (log_joint - log_density).exp()
+        sums, weights = posteriors.T @ samples, posteriors.sum(0).clamp(min=torch.finfo(samples.dtype).tiny)
         mu = F.normalize(sums, dim=1)
         priors = weights / n
-        kappa = concentration((sums.norm(dim=1) / weights).clamp(max=1), d).clamp(max=_KAPPA_LIMIT)
-    return Mixture(mu, priors, kappa, log_density.mean().item())
+        lengths = (sums.norm(dim=1) / weights).clamp(max=1)
+        kappa = concentration_from_resultant_length(lengths, d).clamp(max=_KAPPA_LIMIT)
+    return VMFMixture(mu, priors, kappa, log_density.mean().item())
 
 
 def _spread(samples: Tensor, count: int, draws: torch.Generator) -> Tensor:
-    """Samples drawn one after the other with a probability that grows with the distance to those there are."""
+    """Samples drawn one by one, with probability proportional to their distance from those drawn before."""
     chosen = samples[torch.randint(len(samples), (1,), generator=draws, device=samples.device)]
     while len(chosen) < count:
         distance = (1 - (samples @ chosen.T).amax(1)).clamp(min=1e-12)

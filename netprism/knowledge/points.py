@@ -1,6 +1,6 @@
 """Knowledge points: the regions of images that decide for a category by themselves.
 
-Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.4.
+Source: Li et al. 2021, section 3.4, https://arxiv.org/abs/2111.03505.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from netprism.knowledge.mixture import log_posterior
 
 
 @dataclass(frozen=True)
-class KnowledgePoints:
-    """Knowledge points of one layer on N images.
+class KnowledgePointCounts:
+    """Knowledge points of one layer on N images of R regions.
 
     Attributes:
-        mask: bool `(N, R)`, which regions are knowledge points.
-        reliable: bool `(N, R)`, which of them decide for the true class.
-        classes: int64 `(N, R)`, the class that each region decides for, knowledge point or not.
-        confidence: `(N, R)`, max_c p(c | h), in [1 / C, 1].
+        mask: Which regions are knowledge points, bool `(N, R)`.
+        reliable: Which knowledge points decide for the true class, bool `(N, R)`.
+        classes: The class that each region decides for, knowledge point or not, int64 `(N, R)`.
+        confidence: max_c p(c | h) of each region, in [1 / C, 1], `(N, R)`.
     """
 
     mask: Tensor
@@ -30,12 +30,12 @@ class KnowledgePoints:
 
     @property
     def points(self) -> int:
-        """How many knowledge points there are on all images."""
+        """Number of knowledge points on all images."""
         return int(self.mask.sum())
 
     @property
     def reliable_points(self) -> int:
-        """How many of them are reliable."""
+        """Number of reliable ones among them."""
         return int(self.reliable.sum())
 
     @property
@@ -53,26 +53,26 @@ def knowledge_points(
     strength: float | None = None,
     tau: float = 0.4,
     kappa_max: float = 1000.0,
-) -> KnowledgePoints:
-    """The regions that decide for a category by themselves, and which of them decide rightly.
+) -> KnowledgePointCounts:
+    """The regions that decide for a category by themselves, and which of them decide correctly.
 
     p(c | h) ~ pi_c exp(kappa(||h||) cos(h, mu_c)); a region is a knowledge point if max_c p(c | h) > tau, and reliable
-    if that c is the true class. The strengths of the layer are first scaled so that their mean is that of a reference
-    layer, which makes layers comparable. Layers whose features are all 0 have strength 0 and stay so.
+    if that c is the true class. The strengths of the layer are first scaled to the mean strength of a reference layer,
+    which makes layers comparable. A layer whose features are all 0 keeps strength 0.
 
     Args:
-        regions: projected regional features h, `(N, R, d)`.
-        directions: mu, unit vectors `(C, d)`.
-        priors: pi, `(C,)`.
-        labels: the true classes `(N,)`, in 0 to C - 1.
-        strength: mean strength after scaling: the reference layer's; None: as they are.
-        tau: the least confidence, in [1 / C, 1).
-        kappa_max: concentration of a region without noise.
+        regions: Projected regional features h, `(N, R, d)`.
+        directions: Directions mu of the categories, unit vectors `(C, d)`.
+        priors: Priors pi of the categories, `(C,)`.
+        labels: The true classes `(N,)`, in 0 to C - 1.
+        strength: Mean strength after scaling: that of the reference layer; None leaves the strengths unscaled.
+        tau: The least confidence of a knowledge point, in [1 / C, 1).
+        kappa_max: Concentration of a region without noise.
 
     Raises:
-        ValueError: tau or strength out of range, labels out of range, shapes that do not match, NaN.
+        ValueError: tau, strength or a label is out of range, shapes do not match, or a region is NaN.
 
-    Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.4.
+    Source: Li et al. 2021, section 3.4, https://arxiv.org/abs/2111.03505.
 
     Example:
         >>> import torch
@@ -81,28 +81,39 @@ def knowledge_points(
         >>> found.mask.tolist(), found.reliable.tolist()
         ([[True, False], [True, True]], [[True, False], [False, False]])
     """
-    _check_points(regions, directions, priors, labels, strength, tau)
+    _check_points(regions, directions, priors, labels, strength)
+    check_tau(tau, len(directions))
     if strength is not None:
         mean = regions.norm(dim=2).mean()
         regions = regions * (strength / mean if mean > 0 else 1.0)
     confidence, classes = log_posterior(regions, directions, priors, kappa_max=kappa_max).max(dim=2)
     confidence = confidence.exp()
     mask = confidence > tau
-    return KnowledgePoints(mask, mask & (classes == labels[:, None]), classes, confidence)
+    return KnowledgePointCounts(mask, mask & (classes == labels[:, None]), classes, confidence)
 
 
-def _check_points(
-    regions: Tensor, directions: Tensor, priors: Tensor, labels: Tensor, strength: float | None, tau: float
-) -> None:
+def check_tau(tau: float, categories: int | None = None) -> None:
+    """Refuses a confidence that no region or every region exceeds.
+
+    Args:
+        tau: The least confidence of a knowledge point.
+        categories: C, if it is known already; the most likely of C categories has a probability of at least 1 / C.
+
+    Raises:
+        ValueError: tau is not below 1, or below 1 / C; without C, not above 0.
+    """
+    least, allowed = (0.0, "> 0") if categories is None else (1 / categories, f">= 1 / C = {1 / categories:.3g}")
+    if not (0 < tau < 1 and tau >= least):
+        raise ValueError(f"tau is {tau}; expected {allowed} and < 1")
+
+
+def _check_points(regions: Tensor, directions: Tensor, priors: Tensor, labels: Tensor, strength: float | None) -> None:
     classes = len(directions)
     if regions.ndim != 3 or directions.shape[1:] != regions.shape[2:] or priors.shape != (classes,):
         shapes = f"{tuple(regions.shape)}, {tuple(directions.shape)}, {tuple(priors.shape)}"
-        raise ValueError(f"regions, directions and priors are {shapes}; expected (N, R, d), (C, d), (C,)")
+        raise ValueError(f"shapes of regions, directions and priors are {shapes}; expected (N, R, d), (C, d), (C,)")
     if len(labels) != len(regions) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        raise ValueError(
-            f"expected {len(regions)} labels in 0 to {classes - 1}, got {len(labels)}: {labels.unique().tolist()}"
-        )
-    if not 1 / classes <= tau < 1:
-        raise ValueError(f"tau is {tau}; expected at least 1 / C = {1 / classes:.3g} and less than 1")
+        found = f"{len(labels)} values out of {labels.unique().tolist()}"
+        raise ValueError(f"labels is {found}; expected {len(regions)} values in 0 to {classes - 1}")
     if strength is not None and not 0 < strength < float("inf"):
         raise ValueError(f"strength is {strength}; expected a positive number")

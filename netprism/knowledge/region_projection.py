@@ -1,16 +1,17 @@
 """The projection of regional features into the space of the sample features' categories.
 
 A linear map takes a regional feature f^(r) of a layer, divided by the mean length of all, to h^(r) = Lambda f^(r). Its
-strength ||h^(r)|| is to tell how much the region matters and its direction for which category. With w from
-`netprism.knowledge.importance.regional_importance`, Lambda descends on L_similarity + alpha L_align:
+strength ||h^(r)|| is to show how much the region matters, and its direction for which category. With the importance w
+of `netprism.knowledge.importance.regional_importance`, Lambda minimises L_similarity + alpha L_align:
 
     L_similarity = mean_x KL(P(X'|x) || Q(X'|x)),    P(x'|x) ~ exp(kappa_p cos(p', p)),
     Q(x'|x) ~ prod_r vMF(o'^(r); o^(r'), kappa(||h'^(r)||))^(w'^(r)),    o = h / ||h||,
     L_align = -mean_x sum_r w^(r) cos(g, h^(r)),
 
-where r' is the region of x whose raw feature is most like that of region r of x', and g the projected sample feature.
+where r' is the region of x whose raw feature is most similar to that of region r of x', and g is the projected sample
+feature.
 
-Source: "Visualizing the Emergence of Intermediate Visual Patterns in DNNs", section 3.3, equations 7 to 10.
+Source: Li et al. 2021, section 3.3, eqs. (7) to (10), https://arxiv.org/abs/2111.03505.
 """
 
 from __future__ import annotations
@@ -22,37 +23,40 @@ from torch import Tensor, nn
 from netprism.knowledge.importance import MEMORY, best_matches, network_similarity
 from netprism.knowledge.vmf import kappa_of_strength, log_normalizer
 
-_FIRST_DEVIATION = 0.01  # as of the sample projection: strengths begin below 1
+_FIRST_DEVIATION = 0.01  # standard deviation of the first values, so that strengths begin below 1
 
 
 class RegionProjector(nn.Module):
     """The linear map from regional features to h.
 
     Args:
-        channels: K.
-        dimensions: d', that of the sample projection.
-        generator: of the first values.
+        channels: Number K of channels.
+        dimensions: Length d' of h, that of the sample projection.
+        generator: Generator of the first values.
 
     Attributes:
         matrix: Lambda, `(d', K)`, the only parameter.
-        scale: mean length of the regional features; 0 until `set_scale`.
+        scale: Mean length of the regional features; 0 until `set_scale`.
+        losses: L_similarity and L_align, means over the steps of the last fit, `(2,)`; 0 until there was one.
     """
 
     scale: Tensor
+    losses: Tensor
 
     def __init__(self, channels: int, dimensions: int = 3, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.matrix = nn.Parameter(_FIRST_DEVIATION * torch.randn(dimensions, channels, generator=generator))
         self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("losses", torch.zeros(2))
 
     @torch.no_grad()
     def set_scale(self, regions: Tensor) -> None:
-        """Takes the mean length of `(N, R, K)` regional features; 1 where all of them are 0."""
+        """Sets the scale to the mean length of `(N, R, K)` regional features, or to 1 where all of them are 0."""
         mean = regions.norm(dim=2).mean()
         self.scale.copy_(torch.where(mean > 0, mean, 1.0))
 
     def forward(self, regions: Tensor) -> Tensor:
-        """`(N, R, K)` to `(N, R, d')`."""
+        """Maps regional features `(N, R, K)` to h `(N, R, d')`."""
         return F.linear(regions / self.scale, self.matrix)
 
 
@@ -65,26 +69,26 @@ def similarity_loss(
     kappa_max: float = 1000.0,
     similarity_kappa: float = 5.0,
 ) -> Tensor:
-    """L_similarity: the Kullback-Leibler divergence of the regions' similarity of samples from the network's.
+    """L_similarity: Kullback-Leibler divergence between the network's and the regions' similarities of samples.
 
-    Memory: 4 N^2 R d' bytes, some four times with the gradient.
+    Memory: 4 N^2 R d' bytes, about four times as much with the gradient.
 
     Args:
-        projected: h, `(N, R, d')`.
-        matches: r', integers `(N, N, R)`: for sample x', sample x and region r of x', see `matching_regions`.
-        importance: w, `(N, R)`.
-        similarity: cos(p', p), `(N, N)`.
-        kappa_max: concentration of regions without noise.
-        similarity_kappa: kappa_p.
+        projected: Projected regional features h, `(N, R, d')`.
+        matches: Region r' of sample x for region r of sample x', integers `(N, N, R)`; see `matching_regions`.
+        importance: Importance w of the regions, `(N, R)`.
+        similarity: The network's similarities cos(p', p), `(N, N)`.
+        kappa_max: Concentration of regions without noise.
+        similarity_kappa: Concentration kappa_p of the network's similarity.
 
     Returns:
-        A scalar in nats, >= 0. Each sample is compared with the others only.
+        A scalar in nats, >= 0. Each sample is compared with the other samples only.
     """
     n, regions, d = projected.shape
     directions, strength = F.normalize(projected, dim=2), projected.norm(dim=2)
     kappa = kappa_of_strength(strength, d, kappa_max)
     rows = matches + regions * torch.arange(n, device=matches.device)[:, None]  # of all N R directions
-    # Coordinate by coordinate: forward and back 2 ms in place of 13 with F.embedding, for N = R = 64
+    # Coordinate by coordinate: forward and backward take 2 ms, and 13 with F.embedding, for N = R = 64
     cosines = torch.zeros_like(rows, dtype=directions.dtype)  # (N, N, R)
     for own, every in zip(directions.unbind(2), directions.flatten(0, 1).unbind(1), strict=True):
         cosines = cosines + own[:, None] * every.index_select(0, rows.flatten()).view_as(rows)
@@ -101,9 +105,9 @@ def align_loss(projected: Tensor, samples: Tensor, importance: Tensor) -> Tensor
     """L_align: how far the regions point away from their samples.
 
     Args:
-        projected: h, `(N, R, d')`.
-        samples: g, `(N, d')`.
-        importance: w, `(N, R)`.
+        projected: Projected regional features h, `(N, R, d')`.
+        samples: Projected sample features g, `(N, d')`.
+        importance: Importance w of the regions, `(N, R)`.
 
     Returns:
         A scalar in [-1, 1]; -1 where every important region has the direction of its sample.
@@ -113,13 +117,13 @@ def align_loss(projected: Tensor, samples: Tensor, importance: Tensor) -> Tensor
 
 
 def matching_regions(regions: Tensor, memory: int = MEMORY) -> Tensor:
-    """For each region of each sample the most similar region of every sample, by the cosine of raw features.
+    """The most similar region of every sample for each region of each sample, by the cosine of raw features.
 
-    Cost: K N^2 R^2 multiply-adds. Memory: 2 N^2 R bytes for the result, `memory` beside it.
+    Cost: K N^2 R^2 multiply-adds. Memory: 2 N^2 R bytes for the result, and `memory` beside it.
 
     Args:
-        regions: `(N, R, K)`.
-        memory: bytes for the similarities of regions that are looked at together.
+        regions: Regional features `(N, R, K)`.
+        memory: Bytes for the similarities of regions that are computed together.
 
     Returns:
         `(N, N, R)`, int16: [x', x, r] is the region of x most like region r of x'.
@@ -143,51 +147,53 @@ def fit_region_projection(
     steps: int = 200,
     batch_size: int = 64,
     learning_rate: float = 0.03,
-    alpha: float = 0.1,
+    align_weight: float = 0.1,
     kappa_max: float = 1000.0,
     temperature: float = 4.0,
     seed: int = 0,
 ) -> RegionProjector:
     """Fits Lambda to the features of one layer by Adam, on random batches of the samples.
 
-    Cost: K N^2 R^2 multiply-adds for the matches, then some 50 B^2 R d' a step for batches of B. Memory: 2 N^2 R bytes
-    for the matches, 20 B^2 R d' a step.
+    Cost: K N^2 R^2 multiply-adds for the matches, then about 50 B^2 R d' per step with batches of B. Memory: 2 N^2 R
+    bytes for the matches, and 20 B^2 R d' per step.
 
     Args:
-        regions: regional features `(N, R, K)`.
-        samples: projected sample features g, `(N, d')`.
-        importance: w, `(N, R)`.
-        logits: `(N, C)`.
-        start: Lambda of the epoch before: it is begun with its directions, and as weak as without; None: small random
-            numbers. Strengths still grow when the steps end, so only what began alike can be compared.
-        steps: of Adam.
-        batch_size: B samples in a step; all if there are fewer.
-        learning_rate: of Adam; falls to 0 as a cosine.
-        alpha: weight of L_align.
-        kappa_max: concentration of regions without noise.
-        temperature: of the softened outputs.
-        seed: of the first values and the batches; the global random state is left alone.
+        regions: Regional features `(N, R, K)`.
+        samples: Projected sample features g, `(N, d')`.
+        importance: Importance w of the regions, `(N, R)`.
+        logits: Logits of the network, `(N, C)`.
+        start: Lambda of the epoch before, whose directions are reused, rescaled to the norm of a random start; None
+            for small random numbers. Strengths are still growing after the last step, so only fits that begin with
+            the same norm can be compared.
+        steps: Number of Adam steps.
+        batch_size: Number B of samples in a step; all if there are fewer.
+        learning_rate: Learning rate of Adam; it falls to 0 as a cosine.
+        align_weight: Weight alpha of L_align.
+        kappa_max: Concentration of regions without noise.
+        temperature: Temperature of the softened outputs.
+        seed: Seed of the first values and of the batches; the global random state is not used.
 
     Returns:
-        The map, with its gradient switched off.
+        The projector, with its gradient switched off.
     """
     draws = torch.Generator().manual_seed(seed)
-    region_map = RegionProjector(regions.shape[2], samples.shape[1], draws).to(regions)
-    region_map.set_scale(regions)
+    projector = RegionProjector(regions.shape[2], samples.shape[1], draws).to(regions)
+    projector.set_scale(regions)
     if start is not None:
         with torch.no_grad():
-            region_map.matrix.copy_(start * region_map.matrix.norm() / start.norm().clamp(min=1e-12))
+            projector.matrix.copy_(start * projector.matrix.norm() / start.norm().clamp(min=1e-12))
     similarity, matches = network_similarity(logits, temperature).to(regions), matching_regions(regions)
-    optimizer = torch.optim.Adam(region_map.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(projector.parameters(), learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad():
         for _ in range(steps):
             b = torch.randperm(len(regions), generator=draws)[:batch_size].to(regions.device)
-            h = region_map(regions[b])
-            loss = similarity_loss(h, matches[b][:, b], importance[b], similarity[b][:, b], kappa_max=kappa_max)
-            loss = loss + alpha * align_loss(h, samples[b], importance[b])
+            h = projector(regions[b])
+            similar = similarity_loss(h, matches[b][:, b], importance[b], similarity[b][:, b], kappa_max=kappa_max)
+            aligned = align_loss(h, samples[b], importance[b])
             optimizer.zero_grad()
-            loss.backward()
+            (similar + align_weight * aligned).backward()
             optimizer.step()
             schedule.step()
-    return region_map.requires_grad_(False)
+            projector.losses += torch.stack([similar, aligned]).detach() / steps
+    return projector.requires_grad_(False)

@@ -1,16 +1,18 @@
 """Special functions that torch lacks: values with slopes, for all arguments and orders, in float64 on any device.
 
 torch has the modified Bessel functions of orders 0 and 1 only. I_nu itself overflows beyond an argument of 700 and
-underflows for large orders: what is here is its ratio to the next order and its logarithm. Debye's expansion holds for
-all arguments once the order is large enough; from there
+underflows for large orders, so this file computes its logarithm and the ratio of successive orders. Debye's expansion
+holds for all arguments once the order is large enough; from there the recurrence
 
     1 / r_nu(x) = 2 (nu + 1) / x + r_{nu+1}(x),    r_nu = I_{nu+1} / I_nu,
 
-leads down to small orders, and each step makes the error smaller. In three dimensions, where most of our spheres are,
-there are elementary forms; below 1/2 and 1 their power series, free of cancellation. Measured against mpmath for orders
-from 0 to 2047 and arguments from 1e-6 to 1e6: relative errors of 2e-11 and less, slopes included.
+leads down to small orders, and each step makes the error smaller. In three dimensions, the most frequent case here,
+there are elementary forms; below 1/2 and 1 their power series are used, which are free of cancellation. Measured
+against mpmath for orders from 0 to 2047 and arguments from 1e-6 to 1e6, relative errors are at most 2e-11, slopes
+included.
 
-Source: NIST Digital Library of Mathematical Functions, 10.29.1 and 10.41(ii).
+Source: NIST Digital Library of Mathematical Functions, 10.29.1 and 10.41(ii), https://dlmf.nist.gov/10.29#E1 and
+https://dlmf.nist.gov/10.41#ii.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-_ORDER = 24  # the lowest one to which the expansion is applied, with
-_TERMS = 8  # terms: together a relative error of 1e-12 or less
-_LARGEST = 1e18  # beyond, the ratio is 1 in float64
-_NODES = 32  # half the nodes of the trapezoid rule: relative errors of 1e-11; 24 leave 3e-8 in the slope
-_LAST_NODE = 5.2  # of the slowest integrand, sech(sinh(5.2) / sqrt 2), 1e-27 is left
-_FARTHEST = 1e9  # beyond, the length is 1 in float64
-_CHUNK = 2048  # values at a time: half a megabyte for each array of the integrand stays in the cache
+# Debye's expansion with 8 terms has a relative error of at most 1e-12 from order 24 upwards.
+_ORDER = 24  # lowest order to which the expansion is applied
+_TERMS = 8  # number of its terms
+_LARGEST = 1e18  # beyond this argument the ratio is 1 in float64
+_NODES = 32  # half the nodes of the trapezoid rule: relative errors of 1e-11; with 24 the slope is off by 3e-8
+_LAST_NODE = 5.2  # the slowest integrand, sech(sinh(t) / sqrt 2), has fallen to 1e-27 there
+_FARTHEST = 1e9  # beyond this argument the length is 1 in float64
+_CHUNK = 2048  # values at a time: each array of the integrand has half a megabyte and stays in the cache
 
 Polynomial = list[float]  # coefficients from the constant term up
 
-# (coth x - 1 / x) / x and R_3(x) / x in powers of x^2: below 1/2 and 1 what is left out is less than 1e-13
+# (coth x - 1 / x) / x and R_3(x) / x in powers of x^2; for x below 1/2 and 1 the remainder is less than 1e-13.
 _COTH = [1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555, -1382 / 638512875, 4 / 18243225, -3617 / 162820783125]
 _COTH += [87734 / 38979295480125, -349222 / 1531329465290625]
 _ERF = [
@@ -43,8 +46,8 @@ def bessel_ratio(x: Tensor, nu: float) -> tuple[Tensor, Tensor]:
     """I_{nu+1}(x) / I_nu(x) and its slope.
 
     Args:
-        x: float64, any shape, >= 0.
-        nu: the order, >= 0.
+        x: Arguments in float64, of any shape, >= 0.
+        nu: Order, >= 0.
 
     Returns:
         Ratios in [0, 1] and slopes >= 0, both of the shape of `x`.
@@ -65,8 +68,8 @@ def log_bessel(x: Tensor, nu: float) -> Tensor:
     """log(I_nu(x) / x^nu), which is finite at x = 0.
 
     Args:
-        x: float64, any shape, >= 0 and finite.
-        nu: the order, >= 0.
+        x: Arguments in float64, of any shape, >= 0 and finite.
+        nu: Order, >= 0.
 
     Returns:
         The shape of `x`.
@@ -93,13 +96,13 @@ def projected_normal_length(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
         R_d(x) = x / sqrt(2 pi) int_-1^1 exp(-x^2 v^2 / 2) (1 - v^2)^((d-1)/2) dv
         R_d'(x) = (d - 1) / sqrt(2 pi) int_-1^1 exp(-x^2 v^2 / 2) v^2 (1 - v^2)^((d-3)/2) dv
 
-    That is x Gamma((d+1)/2) / (sqrt 2 Gamma(d/2+1)) 1F1(1/2; d/2+1; -x^2/2), without its cancelling terms. With
-    v = tanh y the integrals run over the whole line, and with y = width sinh t they decay doubly exponentially: the
-    trapezoid rule in t converges as fast for the narrowest of them as for the widest.
+    R_d(x) equals x Gamma((d+1)/2) / (sqrt 2 Gamma(d/2+1)) 1F1(1/2; d/2+1; -x^2/2), but the integral has no cancelling
+    terms. With v = tanh y the integrals run over the whole line, and with y = width sinh t they decay doubly
+    exponentially: the trapezoid rule in t converges equally fast for the narrowest and the widest of them.
 
     Args:
-        x: float64, any shape, >= 0.
-        d: dimension, >= 2.
+        x: Arguments in float64, of any shape, >= 0.
+        d: Dimension, >= 2.
 
     Returns:
         Lengths in [0, 1] and slopes >= 0, both of the shape of `x`.
@@ -108,7 +111,7 @@ def projected_normal_length(x: Tensor, d: int) -> tuple[Tensor, Tensor]:
         return _erf_length(x.clamp(max=_FARTHEST))
     t = torch.linspace(0, _LAST_NODE, _NODES, dtype=x.dtype, device=x.device)
     weight = 2 * t[1] * t.cosh() / math.sqrt(2 * math.pi)
-    weight[0] /= 2  # all others stand for both halves of the line
+    weight[0] /= 2  # the other nodes count for both halves of the line
     parts = [_lengths(part, d, t.sinh(), weight) for part in x.flatten().clamp(max=_FARTHEST).split(_CHUNK)]
     lengths, slopes = (torch.cat(column).view_as(x) for column in zip(*parts, strict=True))
     return lengths, slopes
@@ -125,7 +128,7 @@ def _lengths(x: Tensor, d: int, nodes: Tensor, weight: Tensor) -> tuple[Tensor, 
 
 
 def _coth_ratio(x: Tensor) -> tuple[Tensor, Tensor]:
-    """I_{3/2}(x) / I_{1/2}(x) = coth x - 1 / x, and its slope; below 1/2 its power series."""
+    """I_{3/2}(x) / I_{1/2}(x) = coth x - 1 / x, and its slope; below 1/2 by its power series."""
     square = x.square().clamp(max=0.25)
     series, bend = _evaluate(_COTH, square), _evaluate(_slope(_COTH), square)
     far = x.clamp(min=0.5)
@@ -137,7 +140,7 @@ def _coth_ratio(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _erf_length(x: Tensor) -> tuple[Tensor, Tensor]:
-    """R_3(x) = sqrt(2 / pi) exp(-x^2 / 2) / x + (1 - 1 / x^2) erf(x / sqrt 2), its slope; below 1 its power series."""
+    """R_3(x) = sqrt(2 / pi) exp(-x^2 / 2) / x + (1 - 1 / x^2) erf(x / sqrt 2), with slope; below 1 by power series."""
     square = x.square().clamp(max=1)
     series, bend = _evaluate(_ERF, square), _evaluate(_slope(_ERF), square)
     far = x.clamp(min=1)
@@ -149,14 +152,14 @@ def _erf_length(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _steps(nu: float) -> int:
-    """Orders between nu and the one from which the recurrence starts."""
+    """Number of orders between nu and the one from which the recurrence starts."""
     return max(0, math.ceil(_ORDER - nu))
 
 
 def _debye_ratio(z: Tensor, nu: float) -> tuple[Tensor, Tensor]:
-    """r_nu(nu z) and its slope by Debye's expansion, free of the cancellation in I'_nu / I_nu - nu / x.
+    """r_nu(nu z) and its slope by Debye's expansion, without the cancellation in I'_nu / I_nu - nu / x.
 
-    The two series differ by the factor t^2 - 1, which is divided out:
+    The difference of the two series has the factor t^2 - 1, which is divided out:
 
         r = z / (1 + s) - z t P(t) / U(t),    s = sqrt(1 + z^2),  t = 1 / s.
     """
@@ -199,7 +202,7 @@ def _in_powers(terms: list[Polynomial], nu: float) -> Polynomial:
 
 
 def _evaluate(polynomial: Polynomial, t: Tensor) -> Tensor:
-    """Horner's scheme."""
+    """Value of a polynomial at t, by Horner's scheme."""
     value = torch.zeros_like(t)
     for c in reversed(polynomial):
         value = value * t + c

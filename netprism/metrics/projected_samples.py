@@ -1,67 +1,65 @@
-"""Projected samples, gathered: their distance to the network's outputs, and what their strength says about these."""
+"""How well projected samples imitate the network's outputs, over all batches and ranks."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from netprism.knowledge.sample_projection import Projection, divergence, output_entropy, strength_correlation
-
-
-class Projected(NamedTuple):
-    """What a projection makes of a set of samples, in no particular order.
-
-    Attributes:
-        g: projected features `(N, d')`.
-        categories: the most likely one by the network's output, `(N,)`.
-        divergence: mean KL(P || Q), in nats.
-        correlation: Pearson's, of ||g|| and the entropy of P.
-    """
-
-    g: Tensor
-    categories: Tensor
-    divergence: float
-    correlation: float
+from netprism.knowledge.sample_projection import divergence, output_entropy, strength_correlation
 
 
 class ProjectedSamples(Metric):
-    """KL(P || Q) and the correlation of strength and entropy over all samples of all processes.
+    """KL(P || Q), and the correlation of strength and entropy, over all samples of all ranks.
 
-    Memory: (d' + 3) float64 a sample, on each process after `compute`.
+    Memory: (d' + 3) float64 per sample, on each rank after `compute`.
+
+    Args:
+        **kwargs: Options of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric, g = ProjectedSamples(), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> p = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+        >>> metric.update(g, p.log(), p)
+        >>> {key: round(float(metric.compute()[key]), 6) for key in ("KL", "strength_uncertainty_corr")}
+        {'KL': 0.0, 'strength_uncertainty_corr': -1.0}
     """
 
     full_state_update = False
+    is_differentiable = False
     rows: list[Tensor]
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         # One state: g, category, KL and entropy side by side, so that they keep their order and are one message.
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     @torch.no_grad()
-    def update(self, projection: Projection, features: Tensor, targets: Tensor) -> None:
+    def update(self, g: Tensor, log_q: Tensor, targets: Tensor) -> None:
         """Adds samples.
 
         Args:
-            projection: as it is now.
-            features: f, `(N, ...)`.
-            targets: P, `(N, C)`.
+            g: Projected features `(N, d')`.
+            log_q: Log-probabilities of the categories by the projection, log Q, `(N, C)`.
+            targets: Softened outputs of the network, P, `(N, C)`.
         """
-        g = projection(features)
-        numbers = (
-            targets.argmax(1).double(),
-            divergence(targets, projection.log_posterior(g)),
-            output_entropy(targets),
-        )
+        numbers = (targets.argmax(1).double(), divergence(targets, log_q), output_entropy(targets))
         self.rows.append(torch.cat([g, torch.stack(numbers, dim=1)], dim=1))
 
-    def compute(self) -> Projected:
-        """Over all samples, the same on every process."""
+    def compute(self) -> dict[str, Tensor]:
+        """Over all samples, the same on every rank and in no particular order.
+
+        Returns:
+            `KL`: Mean KL(P || Q), in nats.
+            `strength_uncertainty_corr`: Pearson's correlation of ||g|| and the entropy of P.
+            `g`: Projected features `(N, d')`.
+            `categories`: The most likely category by the network's output, `(N,)`.
+        """
         rows = dim_zero_cat(self.rows)
         g, (categories, divergences, entropies) = rows[:, :-3], rows[:, -3:].unbind(1)
-        correlation = strength_correlation(g.norm(dim=1), entropies)
-        return Projected(g, categories.long(), divergences.mean().item(), correlation)
+        correlation = rows.new_tensor(strength_correlation(g.norm(dim=1), entropies))
+        values = {"KL": divergences.mean(), "strength_uncertainty_corr": correlation}
+        return {**values, "g": g, "categories": categories.long()}

@@ -2,7 +2,6 @@
 
 import math
 import random
-from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from netprism.knowledge.sample_projection import lbfgs
 
 LAYERS = ["conv", "fc1"]
 SHORT = {
-    "images_per_class": 8, "classes": 3, "tau": 0.34, "steps": 5, "others": 10, "batch_size": 8, "every_n_epochs": 1,
+    "images_per_class": 8, "classes": 3, "tau": 0.34, "steps": 5, "num_compared": 10, "batch_size": 8, "every_n_epochs": 1,
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one r
 @pytest.fixture(autouse=True)
 def short(request, monkeypatch):
     """Without pictures and most steps of the sample projection, where most of the time would go."""
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=15))
+    monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=15))
     if request.node.name != "test_figures":
         monkeypatch.setattr("netprism.figures.knowledge.draw", lambda *_: [])
 
@@ -179,18 +178,18 @@ def test_planted_patterns_are_the_knowledge_points(tmp_path):
 
 def test_fewer_classes_and_images_than_asked_for_are_said(tmp_path):
     data = TensorDataset(torch.randn(9, 1, 8, 8), torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2]))
-    monitor = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, others=3, measure_untrained=False)
+    monitor = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, num_compared=3, measure_untrained=False)
     with pytest.warns() as said:
         fit(Stranger(), monitor, folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
     texts = {str(warning.message) for warning in said}
-    assert "knowledge: 2 classes: 10 were asked for, there are no more" in texts
+    assert "knowledge: 2 classes; classes is 10, there are no more" in texts
     assert "knowledge: fewer than 5 images of some classes: {2: 4}" in texts
     assert monitor.categories == [0, 2]
 
 
 def test_one_class_is_too_few(tmp_path):
     data = TensorDataset(torch.randn(9, 1, 8, 8), torch.zeros(9, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"images of the classes are \{0: 9\}: expected 3 images and 2 classes"):
+    with pytest.raises(ValueError, match=r"number of images per class is \{0: 9\}; expected at least 3 images"):
         fit(Stranger(), KnowledgePoints(LAYERS), folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
 
 
@@ -201,7 +200,9 @@ class Collapsed(Net):
 
 def test_a_collapsed_network_has_no_knowledge_points_and_trains_on(tmp_path):
     monitor = KnowledgePoints(LAYERS, **SHORT, measure_untrained=False)
-    with pytest.warns(UserWarning, match="knowledge: no categories in epoch 0 .features are constant"):
+    with pytest.warns(
+        UserWarning, match="knowledge: no categories in epoch 0 .covariance of features and outputs is 0"
+    ):
         trainer = fit(Stranger(Collapsed()), monitor, folder=tmp_path, max_epochs=1)
     values = knowledge_of(trainer)
     assert values["points/conv"] == values["reliable/conv"] == 0
@@ -239,11 +240,11 @@ def test_two_named_instances_do_not_collide(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": []}, r"layers are \[\] and reference None; expected"),
-        ({"reference": "conv9"}, "reference 'conv9'; expected one of"),
+        ({"layers": []}, "layers is empty; expected"),
+        ({"reference_layer": "conv9"}, "reference_layer is 'conv9'; expected None or one of conv"),
         ({"images_per_class": 0}, "images_per_class is 0; expected a number >= 1"),
         ({"classes": 1}, "classes is 1; expected a number >= 2"),
-        ({"tau": 1.0}, "tau is 1.0; expected more than 0 and less than 1"),
+        ({"tau": 1.0}, "tau is 1.0; expected > 0 and < 1"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
     ],
 )
@@ -255,8 +256,8 @@ def test_bad_options_are_named_at_once(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ["layer9"]}, "Net has no layer 'layer9'; it has conv, norm, fc1, fc2"),
-        ({"layers": ["conv"], "head": "conv"}, r"logits are .*; expected \(N, C\)"),
+        ({"layers": ["layer9"]}, "has no layer 'layer9'; it has conv, norm, fc1, fc2"),
+        ({"layers": ["conv"], "logits_layer": "conv"}, r"shape of logits is .*; expected \(N, C\)"),
     ],
 )
 def test_unknown_layers_list_the_layers(tmp_path, options, message):

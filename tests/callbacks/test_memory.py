@@ -1,7 +1,6 @@
 """What is in memory after ten epochs with all monitors is what is there after fifty."""
 
 import gc
-from functools import partial
 
 import pytest
 import pytorch_lightning as pl
@@ -46,8 +45,10 @@ def all_monitors():
     return [
         GatingEntropy(num_images=8, **few),
         InformationDiscarding(["norm"], images=4, num_scale_images=4, products=1, shown=1),
-        KnowledgePoints(["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, others=3, every_n_epochs=1),
-        FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, images=1, samples=8, **few),
+        KnowledgePoints(
+            ["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, num_compared=3, every_n_epochs=1
+        ),
+        FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, num_shown=1, num_images=8, **few),
         ComplexityPenalty(1e-3, widths=(4,), chains=2, sampler_steps=1),
     ]
 
@@ -60,7 +61,7 @@ def short(monkeypatch):
     """
     gc.freeze()
     monkeypatch.setattr("netprism.figures.knowledge.FRAMES", 4)
-    monkeypatch.setattr("netprism.callbacks.knowledge_points.lbfgs", partial(lbfgs, steps=2))
+    monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=2))
     for figures in ("knowledge", "components", "gating_entropy", "complexity_loss"):
         monkeypatch.setattr(f"netprism.figures.{figures}.draw", lambda *_: [])
     yield

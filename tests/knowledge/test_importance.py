@@ -28,10 +28,10 @@ def area_under_roc(scores, positive):
     return ((above > below).double() + 0.5 * (above == below)).mean().item()
 
 
-def steps_of(count, steps, others, seed):
+def steps_of(count, steps, num_compared, seed):
     """The documented draws: each step a random permutation's head."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randperm(count, generator=generator)[:others].tolist() for _ in range(steps)]
+    return [torch.randperm(count, generator=generator)[:num_compared].tolist() for _ in range(steps)]
 
 
 @pytest.mark.parametrize("kappa", [None, 40.0])
@@ -39,7 +39,7 @@ def test_importance_is_that_of_the_whole_array_and_autograd(kappa):
     draws = torch.Generator().manual_seed(1)
     features = torch.randn(9, 6, 2, 3, generator=draws, dtype=torch.float64).relu() + 0.01
     logits = torch.randn(9, 4, generator=draws, dtype=torch.float64) * 6
-    found = regional_importance(features, logits, concentration=kappa, steps=6, others=5, seed=3)
+    found = regional_importance(features, logits, kappa=kappa, steps=6, num_compared=5, seed=3)
     for sample in (0, 4, 8):
         w, v = reference.importance(
             features.flatten(2).transpose(1, 2), logits, sample, steps_of(9, 6, 5, 3), kappa=kappa or 12.0
@@ -74,12 +74,12 @@ def test_importance_finds_planted_patterns(channels, side):
     assert area_under_roc(regional_importance(features, logits).regions, mask) > 0.99
 
 
-def test_the_papers_concentration_saturates_where_there_are_few_channels():
+def test_the_papers_kappa_saturates_where_there_are_few_channels():
     # kappa' = 1000 is 2 a channel for its 512 channels, and 62 for these 16
     features, logits, mask, _ = planted(channels=16)
-    assert area_under_roc(regional_importance(features, logits, concentration=1000).regions, mask) < 0.6
+    assert area_under_roc(regional_importance(features, logits, kappa=1000).regions, mask) < 0.6
     features, logits, mask, _ = planted(channels=512, count=30)
-    assert area_under_roc(regional_importance(features, logits, concentration=1000, steps=10).regions, mask) > 0.95
+    assert area_under_roc(regional_importance(features, logits, kappa=1000, steps=10).regions, mask) > 0.95
 
 
 def test_one_region_has_all_importance():
@@ -98,18 +98,23 @@ def test_constant_and_dead_features_have_even_importance():
 @pytest.mark.parametrize(
     ("features", "logits", "options", "message"),
     [
-        (torch.full((5, 2, 2, 2), math.nan), torch.randn(5, 3), {}, "features have values that are NaN"),
-        (torch.rand(5, 2, 2, 2), torch.full((5, 3), math.inf), {}, "logits have values that are NaN or infinite"),
-        (torch.rand(5, 2, 2, 2), torch.randn(5, 3).softmax(1), {}, "logits are probabilities already"),
-        (torch.rand(5, 2, 2, 2), torch.randn(4, 3), {}, "features are of 5 samples and logits of 4"),
-        (torch.rand(5, 2, 2, 2, 2), torch.randn(5, 3), {}, r"features are \(5, 2, 2, 2, 2\); expected \(N, K, H, W\)"),
+        (torch.full((5, 2, 2, 2), math.nan), torch.randn(5, 3), {}, "features is NaN or infinite"),
+        (torch.rand(5, 2, 2, 2), torch.full((5, 3), math.inf), {}, "logits is NaN or infinite"),
+        (torch.rand(5, 2, 2, 2), torch.randn(5, 3).softmax(1), {}, "logits is already a probability"),
+        (torch.rand(5, 2, 2, 2), torch.randn(4, 3), {}, "length of logits is 4; expected 5"),
+        (
+            torch.rand(5, 2, 2, 2, 2),
+            torch.randn(5, 3),
+            {},
+            r"shape of features is \(5, 2, 2, 2, 2\); expected \(N, K, H, W\)",
+        ),
         (
             torch.rand(2, 2, 2, 2),
             torch.randn(2, 3),
             {},
-            "2 samples, steps 20, others 100; expected at least 3, 1 and 2",
+            "length of features is 2; expected at least 3",
         ),
-        (torch.rand(5, 2, 2, 2), torch.randn(5, 3), {"others": 1}, "5 samples, steps 20, others 1"),
+        (torch.rand(5, 2, 2, 2), torch.randn(5, 3), {"num_compared": 1}, "num_compared is 1; expected at least 2"),
     ],
 )
 def test_bad_input_of_importance_is_named(features, logits, options, message):
@@ -229,11 +234,11 @@ def test_regions_without_strength_are_no_knowledge_points():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.tensor([0, 3])}, r"expected 2 labels in 0 to 2, got 2: \[0, 3\]"),
-        ({"tau": 0.2}, "tau is 0.2; expected at least 1 / C = 0.333 and less than 1"),
+        ({"labels": torch.tensor([0, 3])}, r"labels is 2 values out of \[0, 3\]; expected 2 values in 0 to 2"),
+        ({"tau": 0.2}, "tau is 0.2; expected >= 1 / C = 0.333 and < 1"),
         ({"strength": 0.0}, "strength is 0.0; expected a positive number"),
-        ({"regions": torch.full((2, 3, 3), math.nan)}, "negative or NaN"),
-        ({"directions": torch.eye(2)}, r"regions, directions and priors are \(2, 3, 3\), \(2, 2\), \(3,\)"),
+        ({"regions": torch.full((2, 3, 3), math.nan)}, "is negative or NaN"),
+        ({"directions": torch.eye(2)}, r"shapes of regions, directions and priors are \(2, 3, 3\), \(2, 2\), \(3,\)"),
     ],
 )
 def test_bad_input_of_knowledge_points_is_named(change, message):

@@ -63,9 +63,9 @@ def test_posterior_has_gradients_also_without_strength():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="components is 4: expected 1 to 3"):
+    with pytest.raises(ValueError, match="components is 4; expected 1 to 3"):
         fit_mixture(torch.eye(3), 4)
-    with pytest.raises(ValueError, match="samples are no unit vectors"):
+    with pytest.raises(ValueError, match="expected unit vectors"):
         fit_mixture(torch.ones(3, 3), 2)
     with pytest.raises(ValueError, match="negative or NaN"):
         log_posterior(torch.full((1, 3), math.nan), torch.eye(3), torch.ones(3) / 3, kappa_max=10.0)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from netprism.knowledge.sample_projection import (
-    Projection,
-    descend,
+    SampleProjector,
+    projection_step,
     divergence,
     fit_projection,
     lbfgs,
@@ -19,7 +19,7 @@ from netprism.knowledge.sample_projection import (
     strength_correlation,
 )
 from netprism.knowledge.vmf import kappa_of_strength
-from netprism.metrics import ProjectedSamples
+from netprism.metrics.projected_samples import ProjectedSamples
 
 
 def planted(count=400, size=12, classes=6, seed=0):
@@ -61,16 +61,16 @@ def test_the_fit_is_the_same_each_time_and_leaves_random_numbers_alone():
 
 def test_a_start_has_small_strengths():
     features, logits, _ = planted()
-    projection = Projection(12, 6)
-    descend(projection, features, soft_targets(logits), torch.optim.SGD([projection.matrix], 0.0))
+    projection = SampleProjector(12, 6)
+    projection_step(projection, features, soft_targets(logits), torch.optim.SGD([projection.matrix], 0.0))
     assert 0 < projection(features).norm(dim=1).max() < 0.4
 
 
 def test_directions_and_priors_are_the_sums_of_the_specification():
     features, logits, _ = planted(count=30)
     targets = soft_targets(logits)
-    projection = Projection(12, 6)
-    descend(projection, features, targets, torch.optim.SGD([projection.matrix], 0.5))
+    projection = SampleProjector(12, 6)
+    projection_step(projection, features, targets, torch.optim.SGD([projection.matrix], 0.5))
     g = (features / features.norm(dim=1).mean()) @ projection.matrix.detach().T
     for y in range(6):
         total = sum(targets[x, y] * kappa_of_strength(g[x].norm(), 3, 10.0) * g[x] / g[x].norm() for x in range(len(g)))
@@ -86,16 +86,16 @@ def test_directions_and_priors_are_the_sums_of_the_specification():
 def test_the_gradient_is_that_of_kl_with_the_directions_following():
     features, logits, _ = planted(count=40)
     targets = soft_targets(logits)
-    projection = Projection(12, 6)
+    projection = SampleProjector(12, 6)
     still = torch.optim.SGD([projection.matrix], 0.0)
-    descend(projection, features, targets, still)
+    projection_step(projection, features, targets, still)
     with torch.no_grad():
         projection.matrix[0, 0] += 1e-5
-        up = descend(projection, features, targets, still)
+        up = projection_step(projection, features, targets, still)
         projection.matrix[0, 0] -= 2e-5
-        down = descend(projection, features, targets, still)
+        down = projection_step(projection, features, targets, still)
         projection.matrix[0, 0] += 1e-5
-    descend(projection, features, targets, still)
+    projection_step(projection, features, targets, still)
     assert projection.matrix.grad[0, 0].item() == pytest.approx((up - down) / 2e-5, rel=1e-4)
 
 
@@ -104,11 +104,11 @@ def test_batches_that_remember_come_near_the_whole():
     targets = soft_targets(logits)
     whole = fit_projection(features, logits)
     best = divergence(targets, whole.log_posterior(whole(features))).mean().item()
-    projection = Projection(12, 6)
+    projection = SampleProjector(12, 6)
     optimizer = torch.optim.Adam([projection.matrix], 0.05)
     for step in range(100):
         part = slice(100 * (step % 4), 100 * (step % 4) + 100)
-        descend(projection, features[part], targets[part], optimizer, 0.75 * projection.sums)
+        projection_step(projection, features[part], targets[part], optimizer, 0.75 * projection.sums)
     assert divergence(targets, projection.log_posterior(projection(features))).mean() < best + 0.01
     assert projection.sums[:, -1].sum().item() == pytest.approx(400, rel=1e-6)  # a memory of four batches
 
@@ -150,27 +150,29 @@ def test_the_metric_is_the_mean_over_all_batches():
     projection = fit_projection(features, logits, steps=5)
     metric = ProjectedSamples()
     for part in (slice(0, 10), slice(10, 31)):
-        metric.update(projection, features[part], targets[part])
+        g = projection(features[part]).detach()
+        metric.update(g, projection.log_posterior(g), targets[part])
     g = projection(features).detach()
-    projected = metric.compute()
-    assert torch.equal(projected.g, g)
-    assert torch.equal(projected.categories, targets.argmax(1))
-    assert projected.divergence == pytest.approx(divergence(targets, projection.log_posterior(g)).mean().item())
-    assert projected.correlation == pytest.approx(strength_correlation(g.norm(dim=1), output_entropy(targets)))
+    found = metric.compute()
+    assert torch.equal(found["g"], g)
+    assert torch.equal(found["categories"], targets.argmax(1))
+    assert found["KL"].item() == pytest.approx(divergence(targets, projection.log_posterior(g)).mean().item())
+    correlation = strength_correlation(g.norm(dim=1), output_entropy(targets))
+    assert found["strength_uncertainty_corr"].item() == pytest.approx(correlation)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, z: (f, z.softmax(1)), "logits are probabilities already"),
-        (lambda f, z: (f, z * math.nan), "logits have values that are NaN or infinite"),
-        (lambda f, z: (f * math.inf, z), "features have values that are NaN or infinite"),
-        (lambda f, z: (f[:1].expand_as(f), z), "features are constant"),
-        (lambda f, z: (0 * f, z), "features are constant"),
-        (lambda f, z: (f, z[:1].expand_as(z)), "have nothing to do with the outputs"),
-        (lambda f, z: (f[1:], z), "features are of 39 samples and logits of 40"),
-        (lambda f, z: (f, z[:, 0]), r"logits are \(40,\)"),
-        (lambda f, z: (f, z[:, :2]), "dimensions is 3: expected 2 to 2 with features of size 12 and 2 categories"),
+        (lambda f, z: (f, z.softmax(1)), "logits is already a probability"),
+        (lambda f, z: (f, z * math.nan), "logits is NaN or infinite"),
+        (lambda f, z: (f * math.inf, z), "features is NaN or infinite"),
+        (lambda f, z: (f[:1].expand_as(f), z), "covariance of features and outputs is 0"),
+        (lambda f, z: (0 * f, z), "covariance of features and outputs is 0"),
+        (lambda f, z: (f, z[:1].expand_as(z)), "covariance of features and outputs is 0"),
+        (lambda f, z: (f[1:], z), "length of features is 39; expected 40"),
+        (lambda f, z: (f, z[:, 0]), r"shape of logits is \(40,\)"),
+        (lambda f, z: (f, z[:, :2]), "dimensions is 3; expected 2 to 2 with features of size 12 and 2 categories"),
     ],
 )
 def test_bad_input_is_named(change, message):
@@ -181,11 +183,11 @@ def test_bad_input_is_named(change, message):
 
 def test_bad_settings_are_named():
     features, logits, _ = planted(count=40)
-    with pytest.raises(ValueError, match="temperature is 0: expected > 0"):
+    with pytest.raises(ValueError, match="temperature is 0; expected > 0"):
         soft_targets(logits, 0)
     projection = fit_projection(features, logits, steps=2)
-    with pytest.raises(ValueError, match="features have the size 11, those of this projection 12"):
-        descend(projection, features[:, 1:], soft_targets(logits), lbfgs([projection.matrix]))
+    with pytest.raises(ValueError, match="size of a feature is 11; expected 12"):
+        projection_step(projection, features[:, 1:], soft_targets(logits), lbfgs([projection.matrix]))
 
 
 def test_on_real_digits_strength_tells_sureness_better_than_pca():

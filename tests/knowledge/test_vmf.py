@@ -7,7 +7,13 @@ import torch
 from reference import vmf as reference
 
 from netprism.knowledge.special import bessel_ratio, log_bessel, projected_normal_length
-from netprism.knowledge.vmf import concentration, fit_kappa, kappa_of_strength, log_normalizer, mean_resultant_length
+from netprism.knowledge.vmf import (
+    concentration_from_resultant_length,
+    fit_kappa,
+    kappa_of_strength,
+    log_normalizer,
+    mean_resultant_length,
+)
 
 DIMENSIONS = (2, 3, 16, 127, 4096)
 KAPPAS = (1e-6, 1e-2, 0.7, 10.0, 300.0, 1e4, 1e6)
@@ -56,7 +62,9 @@ def test_three_dimensions_have_the_formulas_of_the_textbook():
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_concentration_inverts_the_mean_resultant_length(d):
     kappa = torch.logspace(-6, 6, 200, dtype=torch.float64)
-    assert torch.allclose(concentration(mean_resultant_length(kappa, d), d), kappa, rtol=1e-8, atol=0)
+    assert torch.allclose(
+        concentration_from_resultant_length(mean_resultant_length(kappa, d), d), kappa, rtol=1e-8, atol=0
+    )
 
 
 @pytest.mark.parametrize("d", [2, 3, 16, 4096])
@@ -66,7 +74,9 @@ def test_gradients_are_those_of_finite_differences(d):
     strengths = float64(0.2, 1, 7).requires_grad_()
     assert torch.autograd.gradcheck(lambda k: mean_resultant_length(k, d), kappa)
     assert torch.autograd.gradcheck(lambda k: log_normalizer(k, d), kappa)
-    assert torch.autograd.gradcheck(lambda r: concentration(r, d), lengths, rtol=5e-3)  # the step of 1e-6 is not small
+    assert torch.autograd.gradcheck(
+        lambda r: concentration_from_resultant_length(r, d), lengths, rtol=5e-3
+    )  # the step of 1e-6 is not small
     assert torch.autograd.gradcheck(lambda x: kappa_of_strength(x, d, 10.0, noise=0.7), strengths)
 
 
@@ -126,7 +136,7 @@ def test_scipy_fails_silently_from_128_dimensions():
 
 def test_fit_kappa_is_not_misled_by_few_samples_in_many_dimensions():
     samples = torch.tensor(reference.sample(np.eye(4096)[0], 100.0, 500, np.random.default_rng(0)))
-    likeliest = concentration(samples.mean(0).norm(), 4096).item()
+    likeliest = concentration_from_resultant_length(samples.mean(0).norm(), 4096).item()
     assert likeliest > 150
     assert fit_kappa(samples).item() == pytest.approx(100, rel=0.05)
 
@@ -134,7 +144,7 @@ def test_fit_kappa_is_not_misled_by_few_samples_in_many_dimensions():
 def test_fit_kappa_at_its_ends():
     assert fit_kappa(torch.tensor([[0.0, 1.0], [0.0, -1.0]])) == 0
     assert fit_kappa(torch.tensor([[0.0, 1.0], [0.0, 1.0]])) == math.inf
-    assert concentration(float64(0, 1), 3).tolist() == [0, math.inf]
+    assert concentration_from_resultant_length(float64(0, 1), 3).tolist() == [0, math.inf]
     assert mean_resultant_length(float64(0, math.inf), 3).tolist() == [0, 1]
     assert log_bessel(float64(0), 0.0).item() == pytest.approx(0, abs=1e-13)  # I_0(0) = 1
 
@@ -142,17 +152,17 @@ def test_fit_kappa_at_its_ends():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mean_resultant_length(float64(-1), 3), "kappa has values that are negative or NaN"),
-        (lambda: log_normalizer(float64(math.nan), 3), "kappa has values that are negative or NaN"),
-        (lambda: log_normalizer(float64(math.inf), 3), "kappa has infinite values"),
-        (lambda: log_normalizer(float64(1), 1), "d is 1: expected at least 2"),
-        (lambda: concentration(float64(1.1), 3), "length is 1.1"),
+        (lambda: mean_resultant_length(float64(-1), 3), "kappa is negative or NaN"),
+        (lambda: log_normalizer(float64(math.nan), 3), "kappa is negative or NaN"),
+        (lambda: log_normalizer(float64(math.inf), 3), "kappa is infinite"),
+        (lambda: log_normalizer(float64(1), 1), "d is 1; expected at least 2"),
+        (lambda: concentration_from_resultant_length(float64(1.1), 3), "length is 1.1"),
         (lambda: kappa_of_strength(float64(1), 3, 0.0), "kappa_max is 0.0"),
-        (lambda: kappa_of_strength(float64(1), 3, 1.0, noise=math.nan), "noise nan"),
-        (lambda: kappa_of_strength(float64(math.nan), 3, 1.0), "l has values that are negative or NaN"),
-        (lambda: fit_kappa(torch.eye(3) * 2), "samples are no unit vectors: a length is 1.0 away from 1"),
-        (lambda: fit_kappa(torch.full((2, 3), math.nan)), "samples are no unit vectors: a length is nan away"),
-        (lambda: fit_kappa(torch.ones(1, 3)), r"samples are \(1, 3\): expected \(n, d\) with n >= 2"),
+        (lambda: kappa_of_strength(float64(1), 3, 1.0, noise=math.nan), "noise is nan"),
+        (lambda: kappa_of_strength(float64(math.nan), 3, 1.0), "l is negative or NaN"),
+        (lambda: fit_kappa(torch.eye(3) * 2), "length of a sample is 1.0 away from 1; expected unit vectors"),
+        (lambda: fit_kappa(torch.full((2, 3), math.nan)), "length of a sample is nan away"),
+        (lambda: fit_kappa(torch.ones(1, 3)), r"shape of samples is \(1, 3\); expected \(n, d\) with n >= 2"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -23,7 +23,7 @@ from netprism.taps import tap
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # the teacher, on purpose
 
 SHAPE = (1, 4, 4)
-KEYS = {f"knowledge/{split}{what}" for split in ("", "test_") for what in ("KL", "strength_uncertainty_corr")}
+KEYS = {f"knowledge/{split}{what}" for split in ("", "test/") for what in ("KL", "strength_uncertainty_corr")}
 
 
 class Net(nn.Module):
@@ -79,7 +79,7 @@ def fit(module, folder, train=None, validation=None, **options):
 
 def test_it_finds_what_the_function_finds(tmp_path):
     net = teacher().eval()
-    module = SampleProjection(net, SHAPE, optimizer=lambda p: lbfgs(p, steps=20))
+    module = SampleProjection(net, input_shape=SHAPE, optimizer=lambda p: lbfgs(p, steps=20))
     values = fit(module, tmp_path).callback_metrics
     with torch.no_grad(), tap(net, "fc", inputs=True) as features:
         logits = net(images())
@@ -96,7 +96,7 @@ def test_it_finds_what_the_function_finds(tmp_path):
 def test_the_teacher_does_not_change_by_a_bit(tmp_path):
     net = teacher()
     before = copy.deepcopy(net.state_dict())
-    fit(SampleProjection(net, SHAPE, optimizer=few_steps), tmp_path)
+    fit(SampleProjection(net, input_shape=SHAPE, optimizer=few_steps), tmp_path)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert not net.training
     assert not any(parameter.requires_grad for parameter in net.parameters())
@@ -105,17 +105,17 @@ def test_the_teacher_does_not_change_by_a_bit(tmp_path):
 
 def test_layers_together_are_as_each_alone(tmp_path):
     layers = ["conv", "norm", "before_last"]
-    together = SampleProjection(teacher(), SHAPE, layers, optimizer=few_steps)
+    together = SampleProjection(teacher(), layers=layers, input_shape=SHAPE, optimizer=few_steps)
     values = fit(together, tmp_path).callback_metrics
     assert set(values) == {f"{key}/{layer}" for key in KEYS for layer in layers}
-    alone = SampleProjection(teacher(), SHAPE, ["norm"], optimizer=few_steps)
+    alone = SampleProjection(teacher(), layers=["norm"], input_shape=SHAPE, optimizer=few_steps)
     fit(alone, tmp_path)
     assert torch.equal(together.projection("norm").matrix, alone.projection("norm").matrix)
 
 
 def test_small_batches_with_adam_come_near_the_whole(tmp_path):
-    whole = fit(SampleProjection(teacher(), SHAPE), tmp_path).callback_metrics["knowledge/KL/before_last"]
-    module = SampleProjection(teacher(), SHAPE, updates=2, optimizer=lambda p: torch.optim.Adam(p, 0.2))
+    whole = fit(SampleProjection(teacher(), input_shape=SHAPE), tmp_path).callback_metrics["knowledge/KL/before_last"]
+    module = SampleProjection(teacher(), input_shape=SHAPE, steps=2, optimizer=lambda p: torch.optim.Adam(p, 0.2))
     values = fit(module, tmp_path, train=loader(batch_size=20), max_epochs=6).callback_metrics
     assert values["knowledge/KL/before_last"] < whole + 0.05
 
@@ -140,8 +140,11 @@ class Shared(pl.LightningDataModule):
 
 @pytest.mark.parametrize("batch_size", [60, 20])
 def test_one_process_equals_two(tmp_path, batch_size):
-    make = {"updates": 3, "optimizer": lambda p: torch.optim.SGD(p, 0.3)}
-    one, two = SampleProjection(teacher(), SHAPE, **make), SampleProjection(teacher(), SHAPE, **make)
+    make = {"steps": 3, "optimizer": lambda p: torch.optim.SGD(p, 0.3)}
+    one, two = (
+        SampleProjection(teacher(), input_shape=SHAPE, **make),
+        SampleProjection(teacher(), input_shape=SHAPE, **make),
+    )
     options = {"use_distributed_sampler": False}
     alone = fit(one, tmp_path, Shared(batch_size), **options).callback_metrics
     pair = fit(two, tmp_path, Shared(batch_size), **options, strategy="ddp_fork", devices=2).callback_metrics
@@ -152,7 +155,7 @@ def test_one_process_equals_two(tmp_path, batch_size):
 
 
 def test_two_processes_find_with_lbfgs_what_one_finds_to_the_bit(tmp_path):
-    one, two = (SampleProjection(teacher(), SHAPE, optimizer=few_steps) for _ in range(2))
+    one, two = (SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps) for _ in range(2))
     options = {"use_distributed_sampler": False, "max_epochs": 2}
     fit(one, tmp_path, Shared(60), **options)
     fit(two, tmp_path, Shared(60), **options, strategy="ddp_fork", devices=2)
@@ -160,7 +163,7 @@ def test_two_processes_find_with_lbfgs_what_one_finds_to_the_bit(tmp_path):
 
 
 def test_a_run_has_its_curves_pictures_and_a_checkpoint_to_load(tmp_path):
-    module = SampleProjection(teacher(), SHAPE, optimizer=few_steps)
+    module = SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps)
     trainer = fit(module, tmp_path, logger=ResumableCSVLogger(tmp_path), log_every_n_steps=1)
     with open(tmp_path / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -176,7 +179,7 @@ def test_a_run_has_its_curves_pictures_and_a_checkpoint_to_load(tmp_path):
 
 
 def test_predictions_are_projected_features(tmp_path):
-    module = SampleProjection(teacher(), SHAPE, dimensions=2, optimizer=few_steps)
+    module = SampleProjection(teacher(), input_shape=SHAPE, dimensions=2, optimizer=few_steps)
     trainer = fit(module, tmp_path)
     (predicted,) = trainer.predict(module, loader(5))
     assert predicted["before_last"].shape == (5, 2)
@@ -188,27 +191,27 @@ class Softmax(Net):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match="Conv2d has no fully connected layer: name the layers"):
-        SampleProjection(nn.Conv2d(1, 1, 1), SHAPE)
+    with pytest.raises(ValueError, match="Conv2d has no fully connected layer; expected one"):
+        SampleProjection(nn.Conv2d(1, 1, 1), input_shape=SHAPE)
     with pytest.raises(ValueError, match="nonsense"):
-        SampleProjection(teacher(), SHAPE, ["nonsense"])
+        SampleProjection(teacher(), layers=["nonsense"], input_shape=SHAPE)
     with pytest.raises(ValueError, match="expected at least one of each"):
-        SampleProjection(teacher(), SHAPE, [])
-    with pytest.raises(ValueError, match="no projection of layer 'conv', only of before_last"):
-        SampleProjection(teacher(), SHAPE).projection("conv")
-    with pytest.raises(ValueError, match="dimensions is 6: expected 2 to 5"):
-        SampleProjection(teacher(), SHAPE, dimensions=6)
-    with pytest.raises(ValueError, match="logits are probabilities already"):
-        fit(SampleProjection(Softmax(), SHAPE), tmp_path)
+        SampleProjection(teacher(), layers=[], input_shape=SHAPE)
+    with pytest.raises(ValueError, match="layer is 'conv'; expected one of before_last"):
+        SampleProjection(teacher(), input_shape=SHAPE).projection("conv")
+    with pytest.raises(ValueError, match="dimensions is 6; expected 2 to 5"):
+        SampleProjection(teacher(), input_shape=SHAPE, dimensions=6)
+    with pytest.raises(ValueError, match="logits is already a probability"):
+        fit(SampleProjection(Softmax(), input_shape=SHAPE), tmp_path)
 
 
 def test_a_stopped_run_goes_on(tmp_path):
-    whole = SampleProjection(teacher(), SHAPE, optimizer=few_steps)
+    whole = SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps)
     fit(whole, tmp_path, max_epochs=3)
-    fit(SampleProjection(teacher(), SHAPE, optimizer=few_steps), tmp_path, max_epochs=2).save_checkpoint(
+    fit(SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps), tmp_path, max_epochs=2).save_checkpoint(
         tmp_path / "last.ckpt"
     )
-    resumed = SampleProjection(teacher(), SHAPE, optimizer=few_steps)
+    resumed = SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps)
     trainer = pl.Trainer(
         max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
