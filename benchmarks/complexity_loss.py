@@ -46,9 +46,9 @@ def compare(name, net, batch, repeats, device):
 
     def penalised():
         optimizer.zero_grad()
-        with complexity.watch():
+        with complexity.watch() as gates:
             loss = F.cross_entropy(net(x), y)
-        (loss + 1e-3 * complexity()).backward()
+        (loss + 1e-3 * complexity(gates)).backward()
         optimizer.step()
 
     plain()

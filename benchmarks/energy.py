@@ -15,7 +15,8 @@ import torch
 from torchebm.core import BaseModel
 from torchebm.samplers import LangevinDynamics
 
-from netprism.gates.energy import GateEnergy, discrete_langevin, langevin
+from netprism.gates.as_published import langevin
+from netprism.gates.energy import GateEnergy, discrete_langevin
 
 
 class Negated(BaseModel):

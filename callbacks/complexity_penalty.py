@@ -32,7 +32,7 @@ class ComplexityPenalty(pl.Callback):
     | `penalty/energy/<layer>` | the same of one layer | nat | lower |
     | `penalty/energy_gap/<layer>` | mean f of the gates minus that of the model's samples | nat | near 0 |
     | `penalty/acceptance/<layer>` | share of the sampler's proposals accepted | 1 | not near 0 |
-    | `penalty/skipped` | times so far that a layer was left out, since something was not finite | 1 | 0 |
+    | `penalty/nonfinite_skips` | times so far that a layer was left out, since something was not finite | 1 | 0 |
     | `penalty/train_test_gap` | test loss minus training loss, where both are logged | as logged | near 0 |
 
     Values without log Z can be negative, and drift as the energy models learn: compare networks by `GatingEntropy`.
@@ -116,7 +116,7 @@ class ComplexityPenalty(pl.Callback):
         if self._validated and train in metrics and test in metrics:
             values["train_test_gap"] = metrics[test] - metrics[train]
         for key, value in values.items():
-            reduce: Any = "max" if key == "skipped" else "mean"
+            reduce: Any = "max" if key == "nonfinite_skips" else "mean"
             pl_module.log(f"penalty/{key}", value, reduce_fx=reduce, sync_dist=True)
         self._validated = False
         self.history.append({"epoch": trainer.current_epoch} | {key: float(value) for key, value in values.items()})
@@ -145,13 +145,12 @@ class ComplexityPenalty(pl.Callback):
         if not trainer.training:  # somebody's validation_step calls training_step
             return step(*args, **kwargs)
         if trainer.global_step % self.every_n_steps:
-            with self.loss.smooth():
-                return step(*args, **kwargs)
-        with self.loss.watch(parts_of=pl_module, relative_to=_network(pl_module)):
+            return step(*args, **kwargs)
+        with self.loss.watch(parts_of=pl_module, relative_to=_network(pl_module)) as gates:
             output = step(*args, **kwargs)
         if output is None:  # Lightning skips the batch
             return None
-        complexity = self.loss()
+        complexity = self.loss(gates)
         self._add_up()
         if self.weight == 0 or trainer.global_step < self.warmup_steps:
             return output
@@ -162,7 +161,7 @@ class ComplexityPenalty(pl.Callback):
         return {**output, "loss": output["loss"] + self.weight * complexity}
 
     def _add_up(self) -> None:
-        values = [value for key, value in self.loss.report.items() if key != "skipped"]
+        values = [value for key, value in self.loss.metrics.items() if key != "nonfinite_skips"]
         sums = torch.stack([*values, torch.ones_like(values[0])]) * self.loss.samples
         self._sums = sums if self._sums is None else self._sums.to(sums) + sums
 
@@ -176,8 +175,8 @@ class ComplexityPenalty(pl.Callback):
             return {}
         sums = trainer.strategy.reduce(sums, reduce_op="sum")
         means = sums[:-1] / sums[-1]
-        keys = [key for key in self.loss.report if key != "skipped"]
-        return {"skipped": self.loss.report["skipped"]} | dict(zip(keys, means, strict=True))
+        keys = [key for key in self.loss.metrics if key != "nonfinite_skips"]
+        return {"nonfinite_skips": self.loss.metrics["nonfinite_skips"]} | dict(zip(keys, means, strict=True))
 
     def _release(self) -> None:
         if self._step is not None:

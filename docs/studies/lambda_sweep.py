@@ -42,11 +42,11 @@ def train(weight, prior_only, seed):
     complexity = ComplexityLoss(net, layers=-3, prior_only=prior_only, seed=seed)
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(x)).split(BATCH):
-            with complexity.watch():
+            with complexity.watch() as gates:
                 logits = net(x[batch])
             loss = F.cross_entropy(logits, y[batch])
             if weight > 0:
-                loss = loss + weight * complexity()
+                loss = loss + weight * complexity(gates)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -16,14 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 LogProb = Callable[[Tensor], Tensor]
-Sampler = Literal["discrete_langevin", "langevin"]
 WIDTHS = (32, 64, 128, 256, 512, 512)  # the six 1x1 convolutions of the paper's authors
 RATE_BOUNDS = (0.01, 0.99)  # a gate never seen open stays possible: log q >= log .01 for it
 RATE_MOMENTUM = 0.1
@@ -84,40 +83,6 @@ def discrete_langevin(
     return states, accepted / steps
 
 
-def langevin(
-    log_prob: LogProb,
-    states: Tensor,
-    *,
-    steps: int = 5,
-    step_size: float = 1e-3,
-    clamp: bool = True,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Langevin steps on states between 0 and 1, as the paper has them: s + step_size / 2 * g + sqrt(step_size) * noise.
-
-    Not a sampler of binary states: a model fitted with it misses the law by nats. It is here to compare with.
-
-    Args:
-        log_prob: as in `discrete_langevin`.
-        states: float or bool `(n, ...)`.
-        steps: each costs one gradient of `log_prob`.
-        step_size: the paper's Delta tau.
-        clamp: keep the states in [0, 1]. Without it a gate that is nearly always closed sends them to +-80.
-        generator: of the noise.
-
-    Returns:
-        float `(n, ...)`.
-    """
-    states = states.float()
-    for _ in range(steps):
-        _, slope = _value_and_slope(log_prob, states)
-        noise = torch.randn(states.shape, dtype=states.dtype, device=states.device, generator=generator)
-        states = states.add(slope, alpha=step_size / 2).add_(noise, alpha=math.sqrt(step_size))
-        if clamp:
-            states.clamp_(0, 1)
-    return states
-
-
 class GateEnergy(nn.Module):
     """The law of one layer's gates, learned from batches of them: log p = f + log q - log Z.
 
@@ -136,11 +101,9 @@ class GateEnergy(nn.Module):
         shape: of one sample's gates: `(d,)`, or `(C, H, W)` or any other `(C, ...)` with C channels.
         widths: of the layers of f.
         prior_only: f = 0, the model is q.
-        sampler: "discrete_langevin", or "langevin" for the paper's, which starts from the gates of the batch.
         chains: number of negatives.
         steps: of the sampler, a fit.
         flip: of `discrete_langevin`.
-        step_size: of `langevin`.
         l2: weight of the squares of f in the fit. They hold f near 0, where the contrast alone lets it drift, and pull
             the model towards q: .1 costs .08 nats on 8 units where .01 costs .02 (`docs/complexity_loss.md`).
         seed: of the weights and of the chains.
@@ -172,28 +135,24 @@ class GateEnergy(nn.Module):
         *,
         widths: tuple[int, ...] = WIDTHS,
         prior_only: bool = False,
-        sampler: Sampler = "discrete_langevin",
         chains: int = 64,
         steps: int = 5,
         flip: float = 0.5,
-        step_size: float = 1e-3,
         l2: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if sampler not in get_args(Sampler):
-            raise ValueError(f"unknown sampler {sampler!r}; allowed: {', '.join(get_args(Sampler))}")
         numbers = {"chains": chains, "steps": steps, "sizes": min(shape, default=0), "widths": min(widths, default=1)}
         for option, number in numbers.items():
             if number < 1:
                 raise ValueError(f"{option} of an energy model of gates {shape}: {number}; expected a number >= 1")
         if not 0 <= l2 < math.inf:
             raise ValueError(f"l2 is {l2}; expected a number >= 0")
-        self.shape, self.prior_only, self.sampler, self.seed = tuple(shape), prior_only, sampler, seed
-        self.steps, self.flip, self.step_size, self.l2 = steps, flip, step_size, l2
-        self.fits = 0
-        self.gap = self.acceptance = torch.zeros(())
-        self.sound = torch.ones((), dtype=torch.bool)
+        self.shape, self.prior_only, self.seed = tuple(shape), prior_only, seed
+        self.steps, self.flip, self.l2 = steps, flip, l2
+        self.num_updates = 0
+        self.energy_gap = self.acceptance = torch.zeros(())
+        self.finite = torch.ones((), dtype=torch.bool)
         if not prior_only:
             self.net, self.readout = _network(shape, widths, seed)
         self.register_buffer("rates", torch.full((shape[0],), 0.5, dtype=torch.float32))
@@ -240,24 +199,24 @@ class GateEnergy(nn.Module):
         """
         self._check_shape(gates)
         weight = self._see(gates)
-        self.fits += 1
+        self.num_updates += 1
         if self.prior_only:
             return gates.new_zeros((), dtype=torch.float32)
         states = gates.detach() > 0.5
         negatives = self._sample(states)
         f = self.f(torch.cat([states.float(), negatives.float()]))
         of_gates, of_negatives = f[: len(states)], f[len(states) :]
-        self.gap = (of_gates.mean() - of_negatives.mean()).detach()
+        self.energy_gap = (of_gates.mean() - of_negatives.mean()).detach()
         squares = weight * of_gates.square().mean() + of_negatives.square().mean()
-        return torch.where(self.sound, of_negatives.mean() - weight * of_gates.mean() + self.l2 * squares, 0.0)
+        return torch.where(self.finite, of_negatives.mean() - weight * of_gates.mean() + self.l2 * squares, 0.0)
 
     def get_extra_state(self) -> dict[str, int]:
         """The number of fits, which seeds the next one's random numbers."""
-        return {"fits": self.fits}
+        return {"num_updates": self.num_updates}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
         """Goes on after that many fits."""
-        self.fits = state["fits"]
+        self.num_updates = state["num_updates"]
 
     def _see(self, gates: Tensor) -> Tensor:
         """Updates the rates with the gates of all processes; returns this one's share of them, 1 if all are equal."""
@@ -267,20 +226,15 @@ class GateEnergy(nn.Module):
         sums = torch.cat([open_gates, open_gates.new_tensor([len(gates), 1]), nan.long().view(1)])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        samples, processes, self.sound = sums[-3], sums[-2], sums[-1] == 0
+        samples, processes, self.finite = sums[-3], sums[-2], sums[-1] == 0
         rates = sums[:-3].float() / (samples * math.prod(self.shape[1:]))
-        seen = rates if self.fits == 0 else self.rates.lerp(rates, RATE_MOMENTUM)
-        self.rates = torch.where(self.sound, seen, self.rates)
+        seen = rates if self.num_updates == 0 else self.rates.lerp(rates, RATE_MOMENTUM)
+        self.rates = torch.where(self.finite, seen, self.rates)
         return len(gates) * processes / samples.float()
 
     def _sample(self, states: Tensor) -> Tensor:
         generator = torch.Generator(states.device).manual_seed(self._noise_seed())
-        if self.sampler == "langevin":
-            # The noise of the samples of this process alone: only the default is the same in one process and in many.
-            return langevin(
-                self.log_prob_unnormalized, states, steps=self.steps, step_size=self.step_size, generator=generator
-            )
-        if self.fits == 1:
+        if self.num_updates == 1:
             start = _uniform(self.chains.shape, states.device, generator)
             self.chains = start < self._clamped_rates()
         odds = torch.logit(self._clamped_rates())
@@ -296,7 +250,7 @@ class GateEnergy(nn.Module):
 
     def _noise_seed(self) -> int:
         """Of this fit's random numbers: no generator's state has to be kept, which a GPU and a CPU do not share."""
-        return int(np.random.SeedSequence([self.seed, self.fits]).generate_state(1)[0])
+        return int(np.random.SeedSequence([self.seed, self.num_updates]).generate_state(1)[0])
 
     def _clamped_rates(self) -> Tensor:
         return self.rates.clamp(*RATE_BOUNDS).view(-1, *[1] * (len(self.shape) - 1))
@@ -322,7 +276,7 @@ def _network(shape: tuple[int, ...], widths: tuple[int, ...], seed: int) -> tupl
     return nn.Sequential(*layers), readout
 
 
-def _value_and_slope(log_prob: LogProb, states: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_slope(log_prob: LogProb, states: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = states.detach().float().requires_grad_()
         value = log_prob(leaf)
@@ -331,7 +285,7 @@ def _value_and_slope(log_prob: LogProb, states: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _value_and_flip_rate(log_prob: LogProb, states: Tensor, flip: float) -> tuple[Tensor, Tensor]:
-    value, slope = _value_and_slope(log_prob, states)
+    value, slope = value_and_slope(log_prob, states)
     return value, slope.mul_(1 - 2 * states.float()).sigmoid_().mul_(flip)
 
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, get_args
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from netprism.gates.energy import GateEnergy, Sampler
-from netprism.gates.soft_gates import SoftGates, SwishForReLU, changed_shape, watch_soft_gates
+from netprism.gates.energy import GateEnergy
+from netprism.gates.soft_gates import SoftGates, changed_shape, watch_soft_gates
 
-Forward = Literal["relu", "swish"]
 EXPLODED = 1e3  # nats of f a gate; those of well-fitted layers stay below 100 in all
 PATIENCE = 10  # steps in a row that a layer may be left out, and steps between two looks, each of which waits for a GPU
 
@@ -33,9 +32,9 @@ class ComplexityLoss(nn.Module):
 
         self.complexity = ComplexityLoss(self.net, layers=-4)            # in __init__
 
-        with self.complexity.watch():                                    # in training_step
+        with self.complexity.watch() as gates:                           # in training_step
             logits = self.net(x)
-        loss = cross_entropy(logits, y) + 1e-3 * self.complexity()
+        loss = cross_entropy(logits, y) + 1e-3 * self.complexity(gates)
 
     A call first fits the energy models to the gates seen, with an Adam of their own, then returns the loss for those
     gates. The energy models appear with the first batch, whose gates have the shapes. They are not in `parameters()`:
@@ -49,8 +48,7 @@ class ComplexityLoss(nn.Module):
     not count. In eval mode nothing is fitted, and `watch` in a block without gradients gives the value alone; before
     the first training batch it is that of untrained energy models, or of the checkpoint's.
 
-    Non-reentrant activation checkpointing works, but not with "swish"; layers in reentrant checkpointing run without
-    gradients. Compiled models run eagerly inside `watch`.
+    Non-reentrant activation checkpointing works; layers in reentrant checkpointing run without gradients. Compiled models run eagerly inside `watch`.
 
     Cost: `GateEnergy`, for each layer; a float32 a gate and sample until the backward pass. The first
     block keeps those of all layers until it knows the last four.
@@ -59,12 +57,9 @@ class ComplexityLoss(nn.Module):
         model: its own `forward` has to be called in `watch`. It does not become a submodule.
         layers: names of gating layers or of modules that hold them, or -4 for the last four; None for all.
         beta: steepness of the soft gates.
-        forward: "relu" leaves the network as it is; "swish" replaces every ReLU in `watch` by input * sigmoid(beta *
-            input), as the paper does.
         prior_only: leave out f: the loss is then -log q, the surprise of gates taken to be independent.
         energy_lr: of the energy models' Adam.
         widths: of the layers of f.
-        sampler: of the negatives, "discrete_langevin", or "langevin" for the paper's.
         chains: negatives a layer.
         sampler_steps: for each of them and batch.
         l2: on the energies, see `GateEnergy`.
@@ -73,7 +68,7 @@ class ComplexityLoss(nn.Module):
     Attributes:
         layers: the names of the chosen gating layers; empty before the first batch.
         samples: how many the last call had, of this process.
-        report: what the last call measured, detached: `complexity`, `skipped` (calls so far in which a layer was left
+        metrics: what the last call measured, detached: `complexity`, `nonfinite_skips` (calls so far in which a layer was left
             out) and, per layer, `energy/<layer>`, `energy_gap/<layer>` and `acceptance/<layer>`.
 
     Raises:
@@ -91,11 +86,9 @@ class ComplexityLoss(nn.Module):
         layers: Sequence[str] | int | None = -4,
         *,
         beta: float = 100.0,
-        forward: Forward = "relu",
         prior_only: bool = False,
         energy_lr: float = 1e-3,
         widths: tuple[int, ...] = (32, 64, 128, 256, 512, 512),
-        sampler: Sampler = "discrete_langevin",
         chains: int = 64,
         sampler_steps: int = 5,
         l2: float = 0.01,
@@ -105,17 +98,14 @@ class ComplexityLoss(nn.Module):
         for option, value in (("beta", beta), ("energy_lr", energy_lr)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{option} is {value}; expected a number > 0")
-        if forward not in get_args(Forward):
-            raise ValueError(f"unknown forward {forward!r}; allowed: {', '.join(get_args(Forward))}")
         self.layers: tuple[str, ...] = ()
         self.samples = 0
-        self.report: dict[str, Tensor] = {}
-        self.beta, self.swish, self.energy_lr, self.seed = beta, forward == "swish", energy_lr, seed
+        self.metrics: dict[str, Tensor] = {}
+        self.beta, self.energy_lr, self.seed = beta, energy_lr, seed
         self._model = (model,)  # in a tuple, so that it does not become a submodule
         self._wanted = layers
         self._options: dict[str, Any] = {
-            "prior_only": prior_only, "widths": tuple(widths), "sampler": sampler, "chains": chains,
-            "steps": sampler_steps, "l2": l2,
+            "prior_only": prior_only, "widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2,
         }  # fmt: skip
         if layers == 0 or layers == []:
             raise ValueError(f"layers={layers} chooses none; give names, n for the first n, -n for the last n, or None")
@@ -123,37 +113,34 @@ class ComplexityLoss(nn.Module):
         self._energies: dict[str, GateEnergy] = {}
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] = {}
-        self._seen: SoftGates | None = None
 
     @contextmanager
-    def watch(self, parts_of: nn.Module | None = None, relative_to: nn.Module | None = None) -> Iterator[None]:
-        """Collects the gates of the model's forward passes in the block, for the call that follows.
+    def watch(self, parts_of: nn.Module | None = None, relative_to: nn.Module | None = None) -> Iterator[SoftGates]:
+        """Collects the gates of the model's forward passes in the block.
 
         Args:
             parts_of: a part of the model; each call of it, or of a module in it, then counts as a forward pass.
             relative_to: a part of the model as seen from which its layers are named.
+
+        Yields:
+            The soft gates, for one call of this loss after the block.
         """
         (model,) = self._model
-        self._seen = None
         gradients = self.training or torch.is_grad_enabled()
-        with self.smooth():  # outside the watcher, which sees the ReLU first
-            with watch_soft_gates(
-                model, self.beta, chosen=self.layers, gradients=gradients, parts_of=parts_of, relative_to=relative_to
-            ) as seen:
-                yield
-        if not seen.passes:
-            return
-        self._seen = seen
-        if self.training and not self.layers:
-            self.layers = seen.choose(self._wanted)
+        with watch_soft_gates(
+            model, self.beta, chosen=self.layers, gradients=gradients, parts_of=parts_of, relative_to=relative_to
+        ) as seen:
+            yield seen
+        if seen.passes and self.training and not self.layers:
+            self.layers = seen.select_layers(self._wanted)
 
-    def smooth(self) -> AbstractContextManager[object]:
-        """Replaces ReLUs as `watch` does, where `forward` is "swish", and collects nothing."""
-        return SwishForReLU(self.beta) if self.swish else nullcontext()
+    def forward(self, seen: SoftGates) -> Tensor:
+        """Fits the energy models, unless in eval mode, and returns the complexity of the gates, in nats.
 
-    def forward(self) -> Tensor:
-        """Fits the energy models, unless in eval mode, and returns the complexity of the gates seen, in nats."""
-        gates = self._gates()
+        Args:
+            seen: What `watch` has yielded; its gates are consumed.
+        """
+        gates = self._popped(seen)
         self.samples = len(next(iter(gates.values())))
         with torch.autocast(next(iter(gates.values())).device.type, enabled=False):
             energies = self._prepared(gates)
@@ -163,8 +150,8 @@ class ComplexityLoss(nn.Module):
         if self.training:
             self._look_for_trouble(torch.stack(sound))
         complexity = torch.stack(terms).sum()
-        self.report["complexity"] = complexity.detach()
-        self.report |= {f"energy/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
+        self.metrics["complexity"] = complexity.detach()
+        self.metrics |= {f"energy/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
         return complexity
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -174,7 +161,7 @@ class ComplexityLoss(nn.Module):
         return {
             "energies": {name: energy.state_dict() for name, energy in self._energies.items()},
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
-            "skipped": self._skipped.cpu(),
+            "nonfinite_skips": self._skipped.cpu(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -189,13 +176,12 @@ class ComplexityLoss(nn.Module):
         if key in missing_keys:
             missing_keys.remove(key)
 
-    def _gates(self) -> dict[str, Tensor]:
-        """The soft gates of all passes by layer; they are forgotten here."""
-        seen, self._seen = self._seen, None
-        if seen is None:
+    def _popped(self, seen: SoftGates) -> dict[str, Tensor]:
+        """The soft gates of all passes by layer."""
+        if not seen.passes:
             raise RuntimeError("no forward pass with gradients was seen: call the model inside watch(), once per call")
-        # In eval mode before any training: those of the checkpoint, else as chosen, which training need not stick to.
-        return seen.take(self.layers or tuple(self._restored.get("energies", ())) or seen.choose(self._wanted))
+        # In eval mode before any training: those of the checkpoint, otherwise as chosen; training may choose others.
+        return seen.pop(self.layers or tuple(self._restored.get("energies", ())) or seen.select_layers(self._wanted))
 
     def _prepared(self, gates: Mapping[str, Tensor]) -> dict[str, GateEnergy]:
         """The energy models: made at the first batch, or again where the gates have moved to another device."""
@@ -242,7 +228,7 @@ class ComplexityLoss(nn.Module):
         self._calls = 0
         if not restored:
             return
-        self._skipped += restored["skipped"].to(device)
+        self._skipped += restored["nonfinite_skips"].to(device)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(restored["optimizer"])
             for group in self._optimizer.param_groups:
@@ -264,13 +250,13 @@ class ComplexityLoss(nn.Module):
         self._optimizer.step()
         self._optimizer.zero_grad()
         for name, energy in self._energies.items():
-            self.report |= {f"energy_gap/{name}": energy.gap, f"acceptance/{name}": energy.acceptance}
+            self.metrics |= {f"energy_gap/{name}": energy.energy_gap, f"acceptance/{name}": energy.acceptance}
 
     def _look_for_trouble(self, sound: Tensor) -> None:
         """Counts the layers that were left out, and stops after too many steps in a row."""
         self._skipped += ~sound
         self._in_a_row = (self._in_a_row + 1) * ~sound
-        self.report["skipped"] = self._skipped.sum().float()
+        self.metrics["nonfinite_skips"] = self._skipped.sum().float()
         self._calls += 1
         if self._calls % PATIENCE == 0:
             for name, number in zip(self._energies, self._in_a_row.tolist(), strict=True):
@@ -314,7 +300,7 @@ def _frozen_term(energy: GateEnergy, gates: Tensor, beta: float) -> tuple[Tensor
     (slope,) = torch.autograd.grad(value, leaf)
     leaf = leaf.detach()
     slope *= beta * leaf * (1 - leaf)
-    sound = sound & slope.abs().amax().isfinite() & energy.sound.to(f.device)
+    sound = sound & slope.abs().amax().isfinite() & energy.finite.to(f.device)
     term: Tensor = _WithSlope.apply(gates, torch.where(sound, value.detach(), 0.0), torch.where(sound, slope, 0.0))
     return term, sound
 

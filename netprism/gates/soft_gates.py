@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from netprism.gates.calls import GateCall, watch_gates
 from netprism.gates.record import select_layers
@@ -39,7 +38,7 @@ class SoftGates:
         self._calls_outside: Counter[str] = Counter()
         self._pass: list[tuple[str, Tensor]] = []
 
-    def choose(self, wanted: Sequence[str] | int | None) -> tuple[str, ...]:
+    def select_layers(self, wanted: Sequence[str] | int | None) -> tuple[str, ...]:
         """The layers to penalise: by number those in modules that train, by name also others.
 
         Raises:
@@ -59,13 +58,13 @@ class SoftGates:
                 )
         return tuple(layer for layer in named if self._learns(gates.get(layer, [])))
 
-    def take(self, layers: Sequence[str]) -> dict[str, Tensor]:
+    def pop(self, layers: Sequence[str]) -> dict[str, Tensor]:
         """The gates of these layers, `(N, d)` or `(N, C, ...)`, all passes together; they are forgotten here.
 
         Raises:
             ValueError: a layer was not called, or in several shapes.
         """
-        gates, self._inside, self._outside = self._inside | self._outside, {}, {}
+        gates, self._inside, self._outside, self.passes = self._inside | self._outside, {}, {}, 0
         for name in layers:
             if name not in gates:
                 raise ValueError(f"gating layer {name!r} was called in one forward pass and not in another")
@@ -96,7 +95,8 @@ class SoftGates:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401 - torch's signature
         self._depth -= 1
         if self._depth == 0 and output is not None:  # None: it raised
-            self.passes += not self._gradients or torch.is_grad_enabled()
+            if torch.is_grad_enabled() or not self._gradients:
+                self.passes += 1
             for name, gates in self._pass:
                 self._inside.setdefault(name, []).append(gates)
 
@@ -165,30 +165,6 @@ def watch_soft_gates(
         yield seen
 
 
-class SwishForReLU(TorchFunctionMode):
-    """Every ReLU becomes input * sigmoid(beta * input), also one in place."""
-
-    def __init__(self, beta: float) -> None:
-        super().__init__()
-        self._beta = beta
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if name not in ("relu", "relu_"):
-            return func(*args, **kwargs)
-        if _in_checkpoint():
-            raise ValueError(
-                'forward="swish" does not go with activation checkpointing, which would recompute a plain ReLU: use '
-                'forward="relu", or switch the checkpointing off'
-            )
-        x = args[0] if args else kwargs["input"]
-        if name == "relu" and not kwargs.get("inplace", len(args) > 1 and args[1]):
-            return x * torch.sigmoid(x * self._beta)
-        before = x.clone()
-        return x.copy_(before * torch.sigmoid(before * self._beta))
-
-
 def changed_shape(layer: str, before: tuple[int, ...], now: tuple[int, ...]) -> ValueError:
     """What to raise where a layer's gates have another shape than before."""
     return ValueError(
@@ -217,9 +193,3 @@ class _SoftGate(torch.autograd.Function):
 def _as_maps_or_flat(gates: Tensor) -> Tensor:
     """(N, d), or (N, C, H, W) and the like; what is neither, such as (N, tokens, features), becomes flat."""
     return gates if gates.dim() == 2 or gates.dim() > 3 else gates.reshape(len(gates), -1)
-
-
-def _in_checkpoint() -> bool:
-    """Whether non-reentrant checkpointing keeps the books of what is saved; torch has no public word on that."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
