@@ -1,9 +1,10 @@
-"""Regional importance against the loop that builds the K x R x R array of a pair of samples.
+"""Importance of regions against a loop that builds the K x R x R array of a pair of samples.
 
     python benchmarks/regions.py
 
-One step of gradient descent for one sample compared with 100 others, K = 512 channels, R = 196 regions, in float32: the
-similarities, the divergence and its gradients by w and v. Both run in one process, in turn; best of three.
+It times one gradient step for one sample compared with 100 others, K = 512 channels, R = 196 regions, in float32: the
+similarities, the divergence, and its gradients with respect to w and v. Both run in one process by turns; the best of
+three counts.
 """
 
 import math
@@ -26,13 +27,13 @@ def seconds(function):
 
 
 def loop_step(units, target, w, v, kappa):
-    """Autograd through one K x R x R array a pair."""
+    """Autograd through one K x R x R array per pair."""
     w, v = w.clone().requires_grad_(), v.clone().requires_grad_()
     exponents, gradients = [], []
     for other in units[1:]:
         array = v[:, None, None] * units[0].T[:, :, None] * other.T[:, None, :]
         exponent = kappa * (w * array.sum(dim=0).amax(dim=1)).sum()
-        gradients.append(torch.autograd.grad(exponent, (w, v)))  # pair by pair: 100 graphs would be 24 GB
+        gradients.append(torch.autograd.grad(exponent, (w, v)))  # pair by pair, since 100 graphs would take 24 GB
         exponents.append(exponent.detach())
     error = torch.stack(exponents).softmax(dim=0) - target
     return [sum(e * g[i] for e, g in zip(error, gradients, strict=True)) for i in (0, 1)]

@@ -1,8 +1,8 @@
-"""How ten digits part while ResNet-8 learns them: a projection after each epoch, turned onto the one before.
+"""How ten digits separate while ResNet-8 learns them: a projection after each epoch, rotated onto the one before.
 
     python docs/studies/projection_film.py
 
-Trains on 500 digits for ten epochs, half a minute, and writes `docs/figures/projection_film.gif`.
+It trains on 500 digits for ten epochs, half a minute, and writes `docs/figures/projection_film.gif`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPOCHS = 10
 
 
 class Film(pl.Callback):
-    """Fits a projection to the training images after each epoch, from the one of the epoch before."""
+    """Fits a projection to the training images after each epoch, starting from that of the epoch before."""
 
     def __init__(self, data: Digits) -> None:
         dataset = data.monitor_dataset("train")
@@ -53,7 +53,7 @@ class Film(pl.Callback):
 
 
 def main() -> None:
-    """Trains, and writes the film."""
+    """Trains and writes the film."""
     pl.seed_everything(0)
     data = Digits(train_samples=500, batch_size=32)
     film = Film(data)

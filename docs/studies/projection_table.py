@@ -1,11 +1,11 @@
-"""How well does strength tell sureness? Our projection beside five others, on the same features of the same images.
+"""Does strength show how sure the network is? Our projection beside five others, on the same features and images.
 
     python docs/studies/projection_table.py [--checkpoint PATH]
 
-Prints a table and draws `docs/figures/projection_methods.png`. The strength of a method that has no origin of its own
-is the distance from the mean of its points. DRPR (Law et al., "Dimensionality Reduction for Representing the Knowledge
-of Probabilistic Models", ICLR 2019) is here in its Gaussian form with a linear map: Q(y | x) ~ pi_y exp(-||g-m_y||^2),
-m_y the mean of g weighted with P(y | x), and the KL(P || Q) of our own method.
+It prints a table and draws `docs/figures/projection_methods.png`. For a method without an origin, strength is the
+distance from the mean of its points. DRPR (Law et al., "Dimensionality Reduction for Representing the Knowledge of
+Probabilistic Models", ICLR 2019) is used in its Gaussian form with a linear map: Q(y | x) ~ pi_y exp(-||g - m_y||^2),
+where m_y is the mean of g weighted with P(y | x), with the KL(P || Q) of our own method.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from netprism.runs.teachers import trained
 from netprism.taps import tap
 
 DIMENSIONS = 3
-NEIGHBOURS = 100  # fewer leave the graph of the digits in pieces
+NEIGHBOURS = 100  # with fewer the graph of the digits is not connected
 METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ours": lambda f, z: fit_projection(f, z)(f).detach(),
     "DRPR": lambda f, z: gaussian_projection(f, soft_targets(z)),
@@ -49,13 +49,13 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def centred(method: PCA | TSNE | LocallyLinearEmbedding | Isomap, features: Tensor) -> Tensor:
-    """The points of a method of scikit-learn, around their mean."""
+    """Returns the points of a method of scikit-learn, with mean 0."""
     points = torch.as_tensor(method.fit_transform(features.double().numpy()))
     return points - points.mean(0)
 
 
 def gaussian_projection(features: Tensor, targets: Tensor, steps: int = 200) -> Tensor:
-    """DRPR: where the categories are points instead of directions."""
+    """Returns the points of DRPR, whose categories are points instead of directions."""
     x = features.double() - features.double().mean(0)
     x = x / x.norm(dim=1).mean()
     _, _, axes = torch.linalg.svd((targets - targets.mean(0)).T @ x, full_matrices=False)
@@ -76,7 +76,7 @@ def gaussian_projection(features: Tensor, targets: Tensor, steps: int = 200) -> 
 
 
 def features_and_logits(net: nn.Module) -> tuple[Tensor, Tensor]:
-    """What enters the last layer, and the outputs, of all training images."""
+    """Returns the inputs of the last layer, and the outputs, for all training images."""
     images = torch.stack([image for image, _ in Digits().monitor_dataset("train")])
     with torch.no_grad(), tap(net, "fc", detach=True, inputs=True) as features:
         logits = net(images)
@@ -86,7 +86,7 @@ def features_and_logits(net: nn.Module) -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Prints the table and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="of classify/digits_resnet8; by default that of its newest run")
+    parser.add_argument("--checkpoint", help="checkpoint of classify/digits_resnet8; by default that of its newest run")
     features, logits = features_and_logits(trained("classify/digits_resnet8", parser.parse_args().checkpoint))
     soft, sharp = output_entropy(soft_targets(logits)), output_entropy(soft_targets(logits, 1.0))
     figure = Figure(figsize=(8, 4.6), layout="constrained")

@@ -1,11 +1,11 @@
-"""Is the regional importance what the regions contribute? Against Shapley values, and against projected strengths.
+"""Is the importance of regions what they contribute? A comparison with Shapley values and with projected strengths.
 
     python docs/studies/region_importance.py [checkpoint]
 
 The network is ResNet-8 on digits, by default the newest run of classify/digits_resnet8. A region's Shapley value is its
-mean gain in the margin of the true class over random orders in which regions of the last stage are put in, in place of
-their mean over the images. The first table has the correlation of importance with projected strength, as in
-"Visualizing the Emergence of Intermediate Visual Patterns in DNNs", table 2.
+mean gain in the margin of the true class, over random orders in which regions of the last stage replace their mean over
+the images. The first table has the correlation of importance with projected strength, as in Li et al. 2021, table 2,
+https://arxiv.org/abs/2111.03505.
 """
 
 import sys
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from netprism.callbacks._monitor_data import balanced_indices
 from netprism.components.shapley import sampled_shapley_values
 from netprism.datamodules import Digits
-from netprism.knowledge.importance import region_features, regional_importance
+from netprism.knowledge.importance import region_features, regional_importance, row_correlations
 from netprism.knowledge.region_projection import fit_region_projection
 from netprism.knowledge.sample_projection import fit_projection
 from netprism.runs.teachers import trained
@@ -26,15 +26,8 @@ LAYERS = ["layer1", "layer2", "layer3"]
 IMAGES, EXPLAINED, PERMUTATIONS = 200, 20, 40
 
 
-def correlations(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, of each row, without rows that do not vary."""
-    a, b = (values - values.mean(dim=1, keepdim=True) for values in (a.double(), b.double()))
-    lengths = a.norm(dim=1) * b.norm(dim=1)
-    return ((a * b).sum(dim=1) / lengths)[lengths > 0]
-
-
 def digits() -> tuple[Tensor, Tensor]:
-    """Images of the training set, as many of each class, and their labels."""
+    """Returns images of the training set, the same number per class, and their labels."""
     data = Digits()
     data.setup("fit")
     split = data.monitor_dataset("train")
@@ -44,7 +37,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def shapley_of_regions(net: nn.Module, maps: Tensor, label: int, mean: Tensor) -> Tensor:
-    """Shapley values of the R regions of one map (K, H, W): margins of the true class."""
+    """Returns the Shapley values of the R regions of one map (K, H, W), for the margin of the true class."""
     regions = maps.flatten(1)
 
     def margin(members: Tensor) -> Tensor:
@@ -71,7 +64,7 @@ def main(checkpoint: str | None = None) -> None:
         regions = region_features(features[layer], 8)
         w = regional_importance(regions.transpose(1, 2), logits, num_compared=50).regions
         h = fit_region_projection(regions, g, w, logits)(regions)
-        projected, raw = (correlations(w, x.norm(dim=2)) for x in (h, regions))
+        projected, raw = (row_correlations(w.double(), x.norm(dim=2).double()) for x in (h, regions))
         numbers = f"{projected.mean():.2f} +- {projected.std():.2f} | {raw.mean():.2f} +- {raw.std():.2f}"
         print(f"| {layer} | {regions.shape[1]} | {numbers} |", flush=True)
     maps = features["layer3"]
@@ -81,7 +74,7 @@ def main(checkpoint: str | None = None) -> None:
     found = {"w": w, "strength of h": h.norm(dim=2), "strength of f": regions.norm(dim=2)}
     print(f"\n| layer3, {EXPLAINED} digits | correlation with Shapley values |\n| --- | --- |")
     for name, values in found.items():
-        own = correlations(values[:EXPLAINED], shapley)
+        own = row_correlations(values[:EXPLAINED].double(), shapley.double())
         print(f"| {name} | {own.mean():.2f} +- {own.std():.2f} |")
 
 

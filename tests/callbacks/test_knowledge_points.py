@@ -17,7 +17,8 @@ from netprism.knowledge.sample_projection import lbfgs
 
 LAYERS = ["conv", "fc1"]
 SHORT = {
-    "images_per_class": 8, "classes": 3, "tau": 0.34, "steps": 5, "num_compared": 10, "batch_size": 8, "every_n_epochs": 1,
+    "images_per_class": 8, "classes": 3, "tau": 0.34, "steps": 5, "num_compared": 10, "batch_size": 8,
+    "every_n_epochs": 1,
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
 

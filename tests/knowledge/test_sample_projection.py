@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from netprism.knowledge.sample_projection import (
     SampleProjector,
-    projection_step,
     divergence,
     fit_projection,
     lbfgs,
     output_entropy,
+    projection_step,
     rotation_onto,
     soft_targets,
     strength_correlation,
