@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor_data import MonitorData, targets_of
+from netprism.callbacks._monitor_data import MonitorData, monitor_data, targets_of
 from netprism.callbacks._view import Batch, View, check_finite
 from netprism.knowledge.epoch_projection import NetworkFeatures, network_features
 from netprism.taps import last_linear
 
 
 def images_of_classes(
-    data: MonitorData | None, classes: int, each: int, batch_size: int, name: str
+    view: View, given: Dataset[Any] | None, classes: int, each: int, batch_size: int, seed: int
 ) -> tuple[MonitorData, list[int]]:
-    """Chooses the same number of images of each of some classes at random, by the seed of `data`.
+    """Chooses the same number of training images of each of some classes at random.
 
     It warns where there are fewer classes or images.
 
     Args:
-        data: All images.
+        view: The training; in a dry run there are at most 3 images per class.
+        given: A data set to use instead of the trainer's training data.
         classes: Number of classes; all if there are fewer.
         each: Images per class; all if there are fewer.
         batch_size: Batch size of the result.
-        name: Name of the monitor, for the warnings.
+        seed: Seed of the choice.
 
     Returns:
         The images in random order, and the chosen classes in rising order.
@@ -35,10 +39,11 @@ def images_of_classes(
     Raises:
         ValueError: The data set does not tell its labels, or has fewer than 3 images or 2 classes.
     """
+    data = monitor_data(view.trainer, "train", sys.maxsize, batch_size, seed, given)
     targets = None if data is None else targets_of(data.dataset)
     if data is None or targets is None:
         raise ValueError("labels of the training data are unknown; expected train_data= with `targets`")
-    draws = torch.Generator().manual_seed(data.seed)
+    draws, each = torch.Generator().manual_seed(seed), min(each, 3) if view.is_dry_run else each
     order, present = torch.randperm(len(targets), generator=draws), targets.unique()
     chosen = present[torch.randperm(len(present), generator=draws)[:classes]].sort()[0].tolist()
     members = {c: order[targets[order] == c][:each] for c in chosen}
@@ -46,10 +51,10 @@ def images_of_classes(
     if len(counts) < 2 or sum(counts.values()) < 3:
         raise ValueError(f"number of images per class is {counts}; expected at least 3 images and 2 classes")
     if len(counts) < classes:
-        rank_zero_warn(f"{name}: {len(counts)} classes; classes is {classes}, there are no more")
+        rank_zero_warn(f"{view.name}: {len(counts)} classes; classes is {classes}, there are no more")
     if min(counts.values()) < each:
         few = {c: count for c, count in counts.items() if count < each}
-        rank_zero_warn(f"{name}: fewer than {each} images of some classes: {few}")
+        rank_zero_warn(f"{view.name}: fewer than {each} images of some classes: {few}")
     images = order[torch.isin(order, torch.cat(list(members.values())))].tolist()
     return replace(data, batches=[images[i : i + batch_size] for i in range(0, len(images), batch_size)]), chosen
 
@@ -95,5 +100,13 @@ def collect_features(
     if len(shape) != 2 or shape[1] <= max(categories):
         raise ValueError(f"shape of logits is {shape}; expected (N, C) with C above {max(categories)}")
     maps = {layer: rows[f"maps/{layer}"] for layer in layers}
-    labels = torch.searchsorted(chosen, rows["labels"])
-    return NetworkFeatures(maps, rows["samples"], rows["logits"][:, chosen]), labels
+    features = NetworkFeatures(maps, rows["samples"], rows["logits"][:, chosen])
+    for layer in (layer for layer in layers if features.grid(layer) == (1, 1)):
+        rank_zero_warn(f"{view.name}: layer {layer!r} has one region, the whole image")
+    return features, torch.searchsorted(chosen, rows["labels"])
+
+
+def first_images(view: View, data: MonitorData, number: int) -> Tensor | None:
+    """Returns the first images `(n, C, H, W)` of the data, to draw on, or None where the inputs are not images."""
+    inputs = view.load(data, 0, number).inputs
+    return inputs.float().cpu() if isinstance(inputs, Tensor) and inputs.ndim == 4 else None

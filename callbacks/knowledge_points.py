@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from netprism.callbacks._class_images import collect_features, images_of_classes
+from netprism.callbacks._class_images import collect_features, first_images, images_of_classes
 from netprism.callbacks._monitor import Monitor, check_at_least
-from netprism.callbacks._monitor_data import MonitorData, monitor_data
+from netprism.callbacks._monitor_data import MonitorData
 from netprism.callbacks._view import View
 from netprism.figures import knowledge as figures
 from netprism.knowledge.epoch_projection import EpochProjection, NetworkFeatures, check_layers
@@ -85,43 +84,44 @@ class KnowledgePoints(Monitor):
         self.reference_layer, self.logits_layer, self.max_grid = reference_layer, logits_layer, max_grid
         self.images_per_class, self.classes, self.tau = images_per_class, classes, tau
         self.steps, self.num_compared = steps, num_compared
-        self.categories: list[int] = []  # the chosen classes
+        self.chosen: tuple[MonitorData, list[int]] | None = None  # images, and their classes
         self.projection: EpochProjection | None = None
-        self.frames: list[figures.Frame] = []  # of the film
-        self.images: Tensor | None = None  # the first ones, to draw on
+        self._state: dict[str, Tensor] = {}  # state of a projection that is not made yet
+        self.frames: list[figures.Frame] = []  # frames of the film
+        self.images: Tensor | None = None  # first images, to draw on
         self.last: dict[str, tuple[tuple[int, int], KnowledgePointCounts]] = {}  # rows and columns, knowledge points
-        self._state: dict[str, Tensor] = {}  # of a projection that is not made yet
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of another trainer and, in a training from the start, the measurements."""
         super().setup(trainer, pl_module, stage)
+        self.chosen = None
         if stage == "fit" and trainer.global_step == 0:
             self.projection, self._state, self.frames = None, {}, []
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above."""
-        data = self._choose(view)
-        features, labels = collect_features(view, data, self.categories, self.layers, self.logits_layer, self.max_grid)
+        data, categories = self.chosen = self.chosen or images_of_classes(
+            view, self._given["train"], self.classes, self.images_per_class, self.batch_size, self.seed
+        )
+        features, labels = collect_features(view, data, categories, self.layers, self.logits_layer, self.max_grid)
         projection = self.projection = self.projection or self._make(view, features)
         try:
             g = projection.fit_samples(features).float()
         except ValueError as error:  # the network has collapsed; it has no knowledge points, and may recover
             rank_zero_warn(f"{self.name}: no categories in epoch {epoch} ({error})")
-            nothing = {"points": 0.0, "reliable": 0.0, "ratio": math.nan}
-            counts = {f"{key}/{layer}": value for key, value in nothing.items() for layer in self.layers}
-            return {"strength_uncertainty_corr": math.nan, **counts}
+            counts = {"points": 0.0, "reliable": 0.0, "ratio": math.nan}
+            values = {f"{key}/{layer}": value for key, value in counts.items() for layer in self.layers}
+            return {"strength_uncertainty_corr": math.nan, **values}
         h = {layer: projection.fit_regions(layer, features)[0] for layer in view.progress(self.layers, "layers")}
         found = projection.count(features, labels)
-        metric = KnowledgePointMetric(self.layers, sync_on_compute=False).to(view.device)  # all ranks have all images
-        metric.update(found)
-        inputs = view.load(data, 0, figures.IMAGES).inputs
-        self.images = inputs.float().cpu() if isinstance(inputs, Tensor) and inputs.ndim == 4 else None
+        self.images = first_images(view, data, figures.IMAGES)
         self.last = {layer: (features.grid(layer), found[layer]) for layer in self.layers}
-        frame = figures.frame(epoch, h, labels, projection.samples.directions.float(), self.categories)
+        frame = figures.frame(epoch, h, labels, projection.samples.directions.float(), categories)
         self.frames = figures.with_frame(self.frames, frame)
         correlation = strength_correlation(g.norm(dim=1), output_entropy(soft_targets(features.logits)))
-        counts = {key: float(value) for key, value in metric.compute().items()}
-        return {"strength_uncertainty_corr": correlation, **counts}
+        metric = KnowledgePointMetric(self.layers).to(view.device)
+        values = {key: float(value) for key, value in metric(found).items()}  # no sum: each rank has all images
+        return {"strength_uncertainty_corr": correlation, **values}
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures into the run's folder and to W&B."""
@@ -139,18 +139,7 @@ class KnowledgePoints(Monitor):
         super().load_state_dict(state_dict)
         self.projection, self._state, self.frames = None, state_dict["projection"], state_dict["frames"]
 
-    def _choose(self, view: View) -> MonitorData:
-        """The images, the same ones in every epoch."""
-        if (known := self._data.get("train")) is None:
-            data = monitor_data(view.trainer, "train", sys.maxsize, self.batch_size, self.seed, self._given["train"])
-            each = min(self.images_per_class, 3) if view.is_dry_run else self.images_per_class
-            known, self.categories = images_of_classes(data, self.classes, each, self.batch_size, self.name)
-            self._data["train"] = known
-        return known
-
     def _make(self, view: View, features: NetworkFeatures) -> EpochProjection:
-        for layer in (layer for layer in self.layers if features.grid(layer) == (1, 1)):
-            rank_zero_warn(f"{self.name}: layer {layer!r} has one region, the whole image")
         steps = 2 if view.is_dry_run else self.steps
         made = EpochProjection(
             features, self.reference_layer, tau=self.tau, steps=steps, num_compared=self.num_compared, seed=self.seed

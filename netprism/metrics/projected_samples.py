@@ -22,10 +22,10 @@ class ProjectedSamples(Metric):
 
     Example:
         >>> metric, g = ProjectedSamples(), torch.tensor([[3.0, 0.0], [0.0, 1.0]])
-        >>> p = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
-        >>> metric.update(g, p.log(), p)
-        >>> {key: round(float(metric.compute()[key]), 6) for key in ("KL", "strength_uncertainty_corr")}
-        {'KL': 0.0, 'strength_uncertainty_corr': -1.0}
+        >>> p = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
+        >>> metric.update(g, torch.full((2, 2), 0.5).log(), p)
+        >>> {key: round(float(metric.compute()[key]), 3) for key in ("KL", "strength_uncertainty_corr")}
+        {'KL': 0.065, 'strength_uncertainty_corr': -1.0}
     """
 
     full_state_update = False

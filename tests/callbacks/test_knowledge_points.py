@@ -172,20 +172,20 @@ def test_planted_patterns_are_the_knowledge_points(tmp_path):
         max_epochs=20, limit_val_batches=0,
     )  # fmt: skip
     _, found = monitor.last["patches"]
-    where = where[[index for batch in monitor._data["train"].batches for index in batch]]
+    where = where[[index for batch in monitor.chosen[0].batches for index in batch]]
     assert area_under_roc(found.confidence, where) > 0.95
     assert found.reliable[where].double().mean() > 0.9
 
 
-def test_fewer_classes_and_images_than_asked_for_are_said(tmp_path):
+def test_fewer_classes_and_images_than_asked_for_give_a_warning(tmp_path):
     data = TensorDataset(torch.randn(9, 1, 8, 8), torch.tensor([0, 0, 0, 0, 0, 2, 2, 2, 2]))
     monitor = KnowledgePoints(LAYERS, images_per_class=5, tau=0.6, steps=2, num_compared=3, measure_untrained=False)
-    with pytest.warns() as said:
+    with pytest.warns() as warned:
         fit(Stranger(), monitor, folder=tmp_path, train=DataLoader(data, 4), max_epochs=1)
-    texts = {str(warning.message) for warning in said}
+    texts = {str(warning.message) for warning in warned}
     assert "knowledge: 2 classes; classes is 10, there are no more" in texts
     assert "knowledge: fewer than 5 images of some classes: {2: 4}" in texts
-    assert monitor.categories == [0, 2]
+    assert monitor.chosen[1] == [0, 2]
 
 
 def test_one_class_is_too_few(tmp_path):
@@ -211,7 +211,7 @@ def test_a_collapsed_network_has_no_knowledge_points_and_trains_on(tmp_path):
     assert math.isnan(values["strength_uncertainty_corr"])
 
 
-def test_a_vector_is_one_region_and_that_is_said(tmp_path):
+def test_a_vector_is_one_region_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="knowledge: layer 'fc1' has one region"):
         trainer = fit(Stranger(), KnowledgePoints(["fc1"], **SHORT), folder=tmp_path, max_epochs=1)
     assert knowledge_of(trainer)["points/fc1"] <= 1

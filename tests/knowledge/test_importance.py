@@ -203,53 +203,6 @@ def test_a_start_gives_the_directions_and_not_the_strength():
     assert F.cosine_similarity(fits[0].flatten(), start.flatten(), dim=0) > 0.999
 
 
-def test_posterior_of_knowledge_points_is_that_of_the_formula():
-    draws = torch.Generator().manual_seed(0)
-    h = torch.randn(2, 3, 3, generator=draws, dtype=torch.float64)
-    directions = F.normalize(torch.randn(4, 3, generator=draws, dtype=torch.float64), dim=1)
-    priors = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    found = knowledge_points(h, directions, priors, torch.tensor([0, 3]), strength=2.5)
-    scaled = h * 2.5 / h.norm(dim=2).mean()
-    for i in range(2):
-        for r in range(3):
-            expected = reference.posterior_3d(scaled[i, r], directions, priors, kappa_max=1000)
-            assert found.confidence[i, r].item() == pytest.approx(expected.max().item(), rel=1e-9)
-            assert found.classes[i, r] == expected.argmax()
-            assert found.mask[i, r] == (expected.max() > 0.4)
-            assert found.reliable[i, r] == ((expected.max() > 0.4) & (expected.argmax() == [0, 3][i]))
-    assert (found.points, found.reliable_points) == (int(found.mask.sum()), int(found.reliable.sum()))
-    assert found.ratio == found.reliable_points / found.points
-
-
-def test_regions_without_strength_are_no_knowledge_points():
-    for strength in (None, 1.0):
-        found = knowledge_points(
-            torch.zeros(2, 3, 3), torch.eye(3), torch.full((3,), 1 / 3), torch.tensor([0, 1]), strength=strength
-        )
-        assert (found.points, found.reliable_points) == (0, 0)
-        assert math.isnan(found.ratio)
-        assert torch.allclose(found.confidence, torch.full((2, 3), 1 / 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"labels": torch.tensor([0, 3])}, r"labels is 2 values out of \[0, 3\]; expected 2 values in 0 to 2"),
-        ({"tau": 0.2}, "tau is 0.2; expected >= 1 / C = 0.333 and < 1"),
-        ({"strength": 0.0}, "strength is 0.0; expected a positive number"),
-        ({"regions": torch.full((2, 3, 3), math.nan)}, "is negative or NaN"),
-        ({"directions": torch.eye(2)}, r"shapes of regions, directions and priors are \(2, 3, 3\), \(2, 2\), \(3,\)"),
-    ],
-)
-def test_bad_input_of_knowledge_points_is_named(change, message):
-    arguments = {
-        "regions": torch.rand(2, 3, 3), "directions": torch.eye(3), "priors": torch.full((3,), 1 / 3),
-        "labels": torch.tensor([0, 1]),
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        knowledge_points(**(arguments | change))
-
-
 def test_knowledge_points_find_planted_patterns():
     features, logits, mask, labels = planted(count=60, channels=64)
     importance = regional_importance(features, logits).regions

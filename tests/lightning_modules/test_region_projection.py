@@ -114,7 +114,7 @@ def test_it_counts_what_the_callback_counts(tmp_path):
             self.net.eval()  # BatchNorm's statistics stay
 
     fit(Frozen(), tmp_path, callbacks=[monitor])
-    chosen = [index for batch in monitor._data["train"].batches for index in batch]
+    chosen = [index for batch in monitor.chosen[0].batches for index in batch]
     module = RegionProjection(teacher(), ["first", "second"], (1, 8, 8), **options)
     same = DataLoader(TensorDataset(*images[chosen]), len(chosen))
     values = fit(module, tmp_path, train=same).callback_metrics

@@ -154,7 +154,7 @@ def test_one_process_equals_two(tmp_path, batch_size):
         assert pair[key].item() == pytest.approx(value.item(), abs=1e-6), key
 
 
-def test_two_processes_find_with_lbfgs_what_one_finds_to_the_bit(tmp_path):
+def test_two_processes_find_with_lbfgs_bitwise_what_one_finds(tmp_path):
     one, two = (SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps) for _ in range(2))
     options = {"use_distributed_sampler": False, "max_epochs": 2}
     fit(one, tmp_path, Shared(60), **options)
@@ -205,7 +205,7 @@ def test_bad_input_is_named(tmp_path):
         fit(SampleProjection(Softmax(), input_shape=SHAPE), tmp_path)
 
 
-def test_a_stopped_run_goes_on(tmp_path):
+def test_a_stopped_run_continues(tmp_path):
     whole = SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps)
     fit(whole, tmp_path, max_epochs=3)
     fit(SampleProjection(teacher(), input_shape=SHAPE, optimizer=few_steps), tmp_path, max_epochs=2).save_checkpoint(

@@ -1,4 +1,4 @@
-"""The von Mises-Fisher distribution and its noise, in mpmath or by throwing dice."""
+"""The von Mises-Fisher distribution and its noise, in mpmath or by Monte Carlo."""
 
 import mpmath
 import numpy as np
