@@ -17,12 +17,10 @@ from netprism.callbacks._view import View
 from netprism.distributed import run_on_all_ranks
 from netprism.figures import gating_entropy as figures
 from netprism.gates.calls import check_kinds
-from netprism.gates.entropy import CONV_ALPHA, LINEAR_ALPHA, Bandwidth, Complexity, check_bandwidth
-from netprism.gates.packing import PackedGates
-from netprism.gates.record import GateRecord, record_gates
+from netprism.gates.entropy import Bandwidth, GateComplexity, check_bandwidth
+from netprism.gates.record import record_gates
 from netprism.metrics import TransformationComplexity
 
-RATE_BINS = 20
 _INFIX: dict[Split, str] = {"train": "", "test": "test/"}  # what the keys of a split have before the quantity
 
 
@@ -54,8 +52,8 @@ class GatingEntropy(Monitor):
         kinds: Which gates, out of relu, max_pool, dropout.
         layers: Names of gating layers or of modules that hold them; -4 for the last four; None for all.
         bandwidth: "dim" or "variance", see `netprism.gates.transformation_complexity`.
-        alpha: Factor of the bandwidth, one for all layers or one per layer; None: .04 behind a convolution, .01 behind
-            a linear layer.
+        alpha: Factor of the bandwidth, one for all layers or one per layer; None: `netprism.gates.default_alpha`, .04
+            behind a convolution and .01 behind a linear layer.
         total_correlation: Whether to estimate TC, a third of the arithmetic.
         stochastic: Measure H with dropout and the like switched on, where the network has them; costs a second pass.
         name: Prefix of the logged keys.
@@ -100,9 +98,10 @@ class GatingEntropy(Monitor):
                 with view.sampling():
                     # The same layers: train mode may have more, such as an auxiliary head.
                     complexity = self._complexity(view, data, split, only=list(complexity.entropy))
-            values |= {infix + key: value for key, value in _values(complexity, information).items()}
+            found = complexity.quantities() | {"input_information": information}
+            values |= {infix + key: value for key, value in found.items()}
             if split == "train":
-                self._keep_rates(epoch, complexity)
+                figures.keep_rates(self.rates, epoch, complexity)
         return values
 
     def draw(self, trainer: pl.Trainer) -> None:
@@ -127,9 +126,14 @@ class GatingEntropy(Monitor):
             self.stochastic = False
         return draws
 
-    def _complexity(self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None) -> Complexity:
+    def _complexity(
+        self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None
+    ) -> GateComplexity:
         """Every rank records its own batches, and computes on those of all."""
-        return run_on_all_ranks(partial(self._record, view, data, split, only)).compute()
+        metric = run_on_all_ranks(partial(self._record, view, data, split, only))
+        metric.compute()
+        assert metric.result is not None
+        return metric.result
 
     def _record(
         self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None
@@ -146,56 +150,8 @@ class GatingEntropy(Monitor):
                 sample = view.load(data, 0, 1)
                 view.forward(sample.inputs)
                 labels += [] if sample.labels is None else [sample.labels]
-        gates = {name: PackedGates(layer.bits[:rows], layer.shape) for name, layer in record.packed.items()}
-        metric = TransformationComplexity(self.bandwidth, self._alphas(record), self.total_correlation, self.seed)
+        gates = {name: layer.first(rows) for name, layer in record.packed.items()}
+        metric = TransformationComplexity(self.bandwidth, self.alpha, self.total_correlation, self.seed)
         metric.to(view.device)
         metric.update({name: gates[name] for name in only or gates}, torch.cat(labels)[:rows] if labels else None)
         return metric
-
-    def _alphas(self, record: GateRecord) -> float | dict[str, float]:
-        """By what feeds the gates; by their shape where nothing weighted does."""
-        if self.alpha is not None:
-            return self.alpha
-        return {
-            name: LINEAR_ALPHA
-            if layer.preceded_by == "linear" or (layer.preceded_by is None and len(layer.shape) == 1)
-            else CONV_ALPHA
-            for name, layer in record.layers.items()
-        }
-
-    def _keep_rates(self, epoch: int, complexity: Complexity) -> None:
-        """Keeps the histograms of the first, the lowest-entropy and the last measurement."""
-        entry = {
-            "epoch": epoch,
-            "entropy": complexity.joint_entropy,
-            "layers": {
-                name: torch.histc(rates.float().cpu(), RATE_BINS, 0, 1).tolist()
-                for name, rates in complexity.activation_rates.items()
-            },
-        }
-        self.rates.setdefault("first", entry)
-        if entry["entropy"] <= self.rates.get("lowest", entry)["entropy"]:
-            self.rates["lowest"] = entry
-        self.rates["last"] = entry
-
-
-def _values(complexity: Complexity, information: float) -> dict[str, float]:
-    """The logged quantities of one split."""
-    c = complexity
-    joint = {
-        "entropy": c.joint_entropy,
-        "saturation": c.joint_saturation,
-        "input_information": information,
-        "class_information": c.joint_class_information,
-        "total_correlation": c.joint_total_correlation,
-    }
-    layers = {
-        "entropy": c.entropy,
-        "saturation": c.saturation,
-        "suffix_entropy": c.suffix_entropy,
-        "class_information": c.class_information,
-        "total_correlation": c.total_correlation,
-    }
-    return {key: value for key, value in joint.items() if value is not None} | {
-        f"{key}/{layer}": value for key, values in layers.items() for layer, value in values.items()
-    }

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
+from netprism.gates.entropy import GateComplexity
 
 _CURVES = (
     ("entropy", "entropy of all gates H(Σ), bits"),
@@ -19,6 +21,23 @@ _CURVES = (
     ("saturation", "saturation H(Σ) / log₂ n"),
 )
 _MOST_HISTOGRAMS = 24
+RATE_BINS = 20
+
+
+def keep_rates(rates: dict[str, dict[str, Any]], epoch: int, complexity: GateComplexity) -> None:
+    """Keeps the histograms of activation rates of the first, the lowest-entropy and the last measurement in `rates`."""
+    entry = {
+        "epoch": epoch,
+        "entropy": complexity.joint_entropy,
+        "layers": {
+            name: torch.histc(layer.float().cpu(), RATE_BINS, 0, 1).tolist()
+            for name, layer in complexity.activation_rates.items()
+        },
+    }
+    rates.setdefault("first", entry)
+    if entry["entropy"] <= rates.get("lowest", entry)["entropy"]:
+        rates["lowest"] = entry
+    rates["last"] = entry
 
 
 def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path, name: str) -> list[Path]:

@@ -6,21 +6,28 @@ called "Understanding, Analyzing, and Optimizing the Complexity of Deep Models".
 """
 
 from netprism.gates.energy import GateEnergy, discrete_langevin
-from netprism.gates.entropy import Complexity, kde_entropy, pairwise_hamming, transformation_complexity
+from netprism.gates.entropy import (
+    GateComplexity,
+    default_alpha,
+    kde_entropy,
+    pairwise_hamming,
+    transformation_complexity,
+)
 from netprism.gates.loss import ComplexityLoss
 from netprism.gates.packing import PackedGates
 from netprism.gates.record import GateRecord, GatingLayer, record_gates
 
-__all__ = [  # in reading order
-    "Complexity",
-    "ComplexityLoss",
-    "GateEnergy",
+__all__ = [  # noqa: RUF022 - in reading order
+    "record_gates",
     "GateRecord",
     "GatingLayer",
     "PackedGates",
-    "discrete_langevin",
-    "kde_entropy",
-    "pairwise_hamming",
-    "record_gates",
     "transformation_complexity",
+    "GateComplexity",
+    "default_alpha",
+    "pairwise_hamming",
+    "kde_entropy",
+    "GateEnergy",
+    "discrete_langevin",
+    "ComplexityLoss",
 ]

@@ -62,13 +62,13 @@ class GateCall:
     """One call of a gating operation, seen just before it runs.
 
     Attributes:
-        layer: `layer1.0.relu` for a module's call, `layer1.0.relu#1` for its second one in the same forward pass,
+        layer: Name: `layer1.0.relu` for a module's call, `layer1.0.relu#1` for its second one in the same forward pass,
             `layer1.0:relu#0` for the first functional call in `layer1.0` itself.
-        kind: one of `KINDS`.
-        operation: torch's name of the call, `relu`, `gelu`, `max_pool2d`, ...
-        input: the operation's input with its autograd history, not yet overwritten by an in-place form.
-        preceded_by: the kind of the last weighted operation before the call in this forward pass, None if there was none.
-        rerun: the same call on another input.
+        kind: One of `KINDS`.
+        operation: Torch's name of the call, `relu`, `gelu`, `max_pool2d`, ...
+        input: The operation's input with its autograd history, not yet overwritten by an in-place form.
+        preceded_by: Kind of the last weighted operation before the call in this forward pass; None without one.
+        rerun: Function that makes the same call on another input.
     """
 
     layer: str
@@ -106,10 +106,10 @@ def watch_gates(
     """Calls `visit` before every gating operation in a forward pass of `model`: what `record_gates` is made of.
 
     Args:
-        model: any module.
-        visit: receives each `GateCall`.
-        kinds: which gates, out of `KINDS`.
-        relative_to: as in `record_gates`.
+        model: Any module.
+        visit: Function that receives each `GateCall`.
+        kinds: Kinds of gates, out of `KINDS`.
+        relative_to: See `record_gates`.
         end_of_pass: called after each forward pass of `model`, with False if it raised (or returned None).
 
     Raises:
@@ -158,7 +158,7 @@ class _GateWatcher(TorchFunctionMode):
 
     def _start_of_pass(self) -> None:
         self._calls: Counter[str] = Counter()
-        self._fed_by: PrecedingOp | None = None
+        self._preceded_by: PrecedingOp | None = None
 
     def enter(self, module: nn.Module, args: Any) -> None:  # noqa: ANN401 - torch's signature
         if module is self._model and not self._modules:
@@ -176,7 +176,7 @@ class _GateWatcher(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._modules:
             operation = getattr(func, "__name__", "").strip("_").removesuffix("_with_indices")
-            self._fed_by = _FEEDER_OF.get(operation, self._fed_by)
+            self._preceded_by = _FEEDER_OF.get(operation, self._preceded_by)
             if _KIND_OF.get(operation) in self._kinds and _is_gating(operation, args, kwargs):
                 with torch._C.DisableTorchFunction():  # a recorder around this one must not see what is tried here
                     self._visit(self._gate_call(func, operation, args, kwargs))
@@ -193,7 +193,7 @@ class _GateWatcher(TorchFunctionMode):
             kind=_KIND_OF[operation],
             operation=operation,
             input=x,
-            preceded_by=self._fed_by,
+            preceded_by=self._preceded_by,
             rerun=lambda other: func(other, *arguments, **options),
             arguments=arguments,
             options=options,

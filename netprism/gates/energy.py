@@ -1,14 +1,15 @@
 """Energy models of gating states, and samplers of binary states.
 
-The law of one layer's gates sigma is modelled as
+The distribution of one layer's gates sigma is modelled as
 
     log p(sigma) = f(sigma) + log q(sigma) - log Z,    q(sigma) = prod_i p_i^sigma_i (1 - p_i)^(1 - sigma_i),
 
 with p_i the running activation rate of unit or channel i, and f a small network. The gradient of log Z is the mean of
 that of f over the model's own samples, the negatives, so f learns from the difference between these and the gates seen.
 
-Sources: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", appendix J. The sampler is that of
-"Discrete Langevin Sampler via Wasserstein Gradient Flow" (Sun et al.), with the weights of Barker.
+Sources: Ren et al. 2022, appendix J of the first version, https://arxiv.org/abs/2205.01940. The sampler is that of
+H. Sun, H. Dai, B. Dai, H. Zhou, D. Schuurmans, "Discrete Langevin Sampler via Wasserstein Gradient Flow", AISTATS 2023,
+https://arxiv.org/abs/2206.14897, with Barker's balancing function.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 LogProb = Callable[[Tensor], Tensor]
 WIDTHS = (32, 64, 128, 256, 512, 512)  # the six 1x1 convolutions of the paper's authors
-RATE_BOUNDS = (0.01, 0.99)  # a gate never seen open stays possible: log q >= log .01 for it
+RATE_BOUNDS = (0.01, 0.99)  # a gate that was never seen open stays possible: its log q is at least log .01
 RATE_MOMENTUM = 0.1
 
 
@@ -36,7 +37,7 @@ def discrete_langevin(
     flip: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Moves binary states towards samples of a law: all units of a sample at once, Metropolis-adjusted.
+    """Moves binary states towards samples of a distribution, all units of a sample at once, Metropolis-adjusted.
 
     Unit i flips with probability `flip * sigmoid((1 - 2 s_i) g_i)`, g the gradient of the log-density at s. Where the
     units are independent and `log_prob` is linear, g is the exact log-odds: every proposal is accepted, at any number
@@ -44,15 +45,15 @@ def discrete_langevin(
     of its proposals for 3072 units 3 in 1000 are accepted (`tests/gates/test_energy.py` has both).
 
     Args:
-        log_prob: log-density up to a constant, float `(n, ...)` in [0, 1] to `(n,)`, differentiable. Between 0 and 1
-            it should be as straight as possible: the gradient stands for the difference that a flip makes.
-        states: bool `(n, ...)`, where the chains stand.
-        steps: proposals. Each costs one value and gradient of `log_prob`, and there is one more at the start.
-        flip: in (0, 1); half of it is the share of the units that flip where the law is flat.
-        generator: of the random numbers, on the device of `states`.
+        log_prob: Log-density up to a constant, float `(n, ...)` in [0, 1] to `(n,)`, differentiable. Between 0 and 1
+            it should be as linear as possible: the gradient approximates the difference that a flip makes.
+        states: Current states of the chains, bool `(n, ...)`.
+        steps: Number of proposals. Each costs one value and gradient of `log_prob`; one more is needed at the start.
+        flip: Number in (0, 1); where the distribution is flat, half of it is the fraction of units that flip.
+        generator: Generator of the random numbers, on the device of `states`.
 
     Returns:
-        The new states, bool `(n, ...)`, and the share of proposals accepted, a scalar.
+        The new states, bool `(n, ...)`, and the fraction of proposals accepted, a scalar.
 
     Example:
         >>> odds = torch.tensor([2.0, -1.0])
@@ -71,7 +72,7 @@ def discrete_langevin(
         flips = _uniform(states.shape, states.device, generator) < rate
         proposal = states ^ flips
         new_value, new_rate = _value_and_flip_rate(log_prob, proposal, flip)
-        # |stay - rate| is the rate of what flips and 1 - rate of what stays: a fifth of torch.where's time on a CPU.
+        # |stay - rate| is the rate of a unit that flips and 1 - rate of one that stays: a fifth of torch.where's time.
         stay = (~flips).float()
         back_over_forth = (stay - new_rate).abs_().div_((stay - rate).abs_())
         log_ratio = new_value - value + back_over_forth.log_().flatten(1).sum(1)
@@ -84,39 +85,40 @@ def discrete_langevin(
 
 
 class GateEnergy(nn.Module):
-    """The law of one layer's gates, learned from batches of them: log p = f + log q - log Z.
+    """The distribution of one layer's gates, learned from batches of them: log p = f + log q - log Z.
 
     f has linear layers with ReLUs over the channels of each position (1x1 convolutions) and a linear map of all that to
     one number, which starts at 0: at first the model is its prior q. Flat gates are one position of d channels.
 
     The negatives are `chains` persistent samples. Every process runs all of them with the same random numbers, drawn
     from a generator of this model's own: so several processes fit the model that one would fit on their joint batch,
-    if the mean of their gradients is taken. The state dict has all that a resumed fit needs, to the bit.
+    if the mean of their gradients is taken. The state dict has all that a resumed fit needs to be bitwise the same.
 
     Cost of a fit: values and gradients of f on `chains` samples, steps + 1 times, and one forward and backward pass on
-    these and the batch. f takes 32 C + 436 000 multiply-adds at each of the positions, times a sample. Memory: its
-    activations, 6 kB a position and sample, and the chains, a byte a gate.
+    these and the batch. f takes 32 C + 436 000 multiply-adds per position and sample. Memory: its activations,
+    6 kB per position and sample, and the chains, one byte per gate.
 
     Args:
-        shape: of one sample's gates: `(d,)`, or `(C, H, W)` or any other `(C, ...)` with C channels.
-        widths: of the layers of f.
-        prior_only: f = 0, the model is q.
-        chains: number of negatives.
-        steps: of the sampler, a fit.
-        flip: of `discrete_langevin`.
-        l2: weight of the squares of f in the fit. They hold f near 0, where the contrast alone lets it drift, and pull
+        shape: Shape of one sample's gates: `(d,)`, or `(C, H, W)` or any other `(C, ...)` with C channels.
+        widths: Widths of the layers of f.
+        prior_only: Whether f = 0, so that the model is q.
+        chains: Number of negatives.
+        steps: Number of sampler steps per fit.
+        flip: See `discrete_langevin`.
+        l2: Weight of the squares of f in the fit. They hold f near 0, where the contrast alone lets it drift, and pull
             the model towards q: .1 costs .08 nats on 8 units where .01 costs .02 (`docs/complexity_loss.md`).
-        seed: of the weights and of the chains.
+        seed: Seed of the weights and of the chains.
 
     Attributes:
-        rates: `(C,)`, the running activation rates p, not clamped.
-        chains: bool `(chains, *shape)`.
-        gap: mean f of the gates of the last fit minus that of its negatives, in nats: around 0 once f has learned.
-        acceptance: share of the sampler's proposals accepted in the last fit.
-        sound: whether the gates of the last fit, of all processes, were free of NaN.
+        rates: Running activation rates p, `(C,)`, not clamped.
+        chains: States of the negatives, bool `(chains, *shape)`.
+        energy_gap: Mean f of the gates of the last fit minus that of its negatives, in nats; near 0 once f has learned.
+        acceptance: Fraction of the sampler's proposals accepted in the last fit.
+        finite: Whether the gates of the last fit, of all ranks, were free of NaN.
+        num_updates: Number of fits so far.
 
     Raises:
-        ValueError: an impossible option; gates of another shape.
+        ValueError: An option is out of range, or gates have another shape.
 
     Example:
         >>> energy = GateEnergy((8,))
@@ -145,7 +147,7 @@ class GateEnergy(nn.Module):
         numbers = {"chains": chains, "steps": steps, "sizes": min(shape, default=0), "widths": min(widths, default=1)}
         for option, number in numbers.items():
             if number < 1:
-                raise ValueError(f"{option} of an energy model of gates {shape}: {number}; expected a number >= 1")
+                raise ValueError(f"{option} is {number} in an energy model of gates {shape}; expected a number >= 1")
         if not 0 <= l2 < math.inf:
             raise ValueError(f"l2 is {l2}; expected a number >= 0")
         self.shape, self.prior_only, self.seed = tuple(shape), prior_only, seed
@@ -159,10 +161,10 @@ class GateEnergy(nn.Module):
         self.register_buffer("chains", torch.zeros(0 if prior_only else chains, *shape, dtype=torch.bool))
 
     def log_prob_unnormalized(self, gates: Tensor) -> Tensor:
-        """Log p up to log Z, in nats: f + log q.
+        """Returns log p up to log Z, in nats: f + log q.
 
         Args:
-            gates: `(N, *shape)`, bool or soft in [0, 1]; the gradient goes through them, not through p.
+            gates: Gates `(N, *shape)`, bool or soft in [0, 1]; the gradient goes through them, not through p.
 
         Returns:
             float `(N,)`.
@@ -172,7 +174,7 @@ class GateEnergy(nn.Module):
         return self.f(gates) + self.log_prior(gates)
 
     def f(self, gates: Tensor) -> Tensor:
-        """What the model adds to its prior: float gates `(N, *shape)` to `(N,)`."""
+        """Returns what the model adds to its prior: float gates `(N, *shape)` to `(N,)`."""
         if self.prior_only:
             return gates.new_zeros(len(gates))
         channels_last = gates.flatten(2).transpose(1, 2) if gates.dim() > 2 else gates
@@ -180,19 +182,19 @@ class GateEnergy(nn.Module):
         return value
 
     def log_prior(self, gates: Tensor) -> Tensor:
-        """Log q of float gates `(N, *shape)`, `(N,)`: log(1 - p + sigma (2 p - 1)), summed over the gates."""
+        """Returns log q of float gates `(N, *shape)`, `(N,)`: log(1 - p + sigma (2 p - 1)), summed over the gates."""
         p = self._clamped_rates()
         return torch.log(1 - p + gates * (2 * p - 1)).flatten(1).sum(1)
 
     def contrastive_step(self, gates: Tensor) -> Tensor:
-        """Takes the gates of a batch into the rates, moves the chains, and returns the loss of one contrastive step.
+        """Adds the gates of a batch to the rates, moves the chains, and returns the loss of one contrastive step.
 
         Its gradient is that of -mean log p(gates). With `torch.distributed`, gates differ between processes and the
         mean of the gradients over processes is that of the joint batch. A batch with a NaN changes no rate, and its
         gradient is 0.
 
         Args:
-            gates: `(N, *shape)`, bool, or soft: open above .5.
+            gates: Gates `(N, *shape)`, bool, or soft and open above .5.
 
         Returns:
             A scalar.
@@ -211,15 +213,15 @@ class GateEnergy(nn.Module):
         return torch.where(self.finite, of_negatives.mean() - weight * of_gates.mean() + self.l2 * squares, 0.0)
 
     def get_extra_state(self) -> dict[str, int]:
-        """The number of fits, which seeds the next one's random numbers."""
+        """The number of fits, which seeds the random numbers of the next one."""
         return {"num_updates": self.num_updates}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Goes on after that many fits."""
+        """Continues after that many fits."""
         self.num_updates = state["num_updates"]
 
     def _see(self, gates: Tensor) -> Tensor:
-        """Updates the rates with the gates of all processes; returns this one's share of them, 1 if all are equal."""
+        """Updates the rates with the gates of all processes; returns the weight of this rank's, 1 if all are equal."""
         states = gates.detach() > 0.5
         open_gates = states.transpose(0, 1).flatten(1).sum(1)  # integers: the same in one process and in many
         nan = gates.detach().amin().isnan() if gates.is_floating_point() else open_gates.new_zeros(())
@@ -249,7 +251,7 @@ class GateEnergy(nn.Module):
         return self.chains
 
     def _noise_seed(self) -> int:
-        """Of this fit's random numbers: no generator's state has to be kept, which a GPU and a CPU do not share."""
+        """Seed of this fit's random numbers. So no generator state is kept, which would differ between GPU and CPU."""
         return int(np.random.SeedSequence([self.seed, self.num_updates]).generate_state(1)[0])
 
     def _clamped_rates(self) -> Tensor:
@@ -257,7 +259,7 @@ class GateEnergy(nn.Module):
 
     def _check_shape(self, gates: Tensor) -> None:
         if gates.shape[1:] != self.shape:
-            raise ValueError(f"gates have shape {tuple(gates.shape[1:])}, the energy model is for {self.shape}")
+            raise ValueError(f"gates have shape {tuple(gates.shape[1:])}; expected {self.shape}")
 
 
 def _network(shape: tuple[int, ...], widths: tuple[int, ...], seed: int) -> tuple[nn.Sequential, nn.Linear]:
@@ -277,6 +279,7 @@ def _network(shape: tuple[int, ...], widths: tuple[int, ...], seed: int) -> tupl
 
 
 def value_and_slope(log_prob: LogProb, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `log_prob(states)` `(n,)` and its gradient with respect to the states `(n, ...)`."""
     with torch.enable_grad():
         leaf = states.detach().float().requires_grad_()
         value = log_prob(leaf)

@@ -4,11 +4,11 @@ With `D_jk = ||sigma_j - sigma_k||^2` between the gates of `n` samples, the kern
 
     H(Sigma) = -1/n sum_j log2[ 1/n sum_k exp(-D_jk / (2 s0^2)) ],    0 <= H <= log2 n bits.
 
-The distances of several layers add up. So one matrix a layer gives every layer's entropy, all suffixes (a layer and
+The distances of several layers add up. So one matrix per layer gives every layer's entropy, all suffixes (a layer and
 those behind it), the joint entropy and the class-conditional ones. Distances are exact integers; kernels are summed in
 float64.
 
-Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", sections 3 and 4, appendices E and F.
+Source: Ren et al. 2022, sections 3 and 4, appendices E and F of the first version, https://arxiv.org/abs/2205.01940.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ _KERNEL_ROWS = 256  # 4 MB of float64 for 2000 samples: stays in the cache
 
 
 @dataclass  # not frozen: torchmetrics copies what a metric computes field by field
-class Complexity:
+class GateComplexity:
     """Entropies of a network's gates on one set of samples, in bits.
 
-    The dictionaries have one entry a layer, in the order of the calls; `joint_*` is all layers together. What needs
-    labels, or the total correlation where it was not asked for, is empty or None.
+    The dictionaries have one entry per layer, in the order of the calls; `joint_*` is all layers together. Quantities
+    that need labels which were not given, and a total correlation that was switched off, are empty or None.
 
     Attributes:
         entropy: H(Sigma_l), in [0, log2 n].
         suffix_entropy: H(Sigma_l, ..., Sigma_L) with the joint's bandwidth, so that it falls with l.
         conditional: sum_m p_m H(Sigma_l | Y = m).
         class_information: I(X;Sigma_l;Y) = H(Sigma_l) - sum_m p_m H(Sigma_l | Y = m), >= 0.
-        total_correlation: TC(Sigma_l): an estimate, not a bound.
-        saturation: H(Sigma_l) / log2 n, in [0, 1]; near 1 it says no more than that all samples differ.
-        activation_rates: the share of the samples on which each gate is open, float32 `(d_l,)`.
+        total_correlation: TC(Sigma_l), an estimate and not a bound.
+        saturation: H(Sigma_l) / log2 n, in [0, 1]; near 1 it only says that all samples differ.
+        activation_rates: Fraction of the samples on which each gate is open, float32 `(d_l,)`.
     """
 
     entropy: dict[str, float]
@@ -65,6 +65,18 @@ class Complexity:
     joint_total_correlation: float | None
     joint_saturation: float
 
+    def quantities(self) -> dict[str, float]:
+        """The numbers by the names under which they are logged: `entropy` is that of all layers, `entropy/<layer>`."""
+        joint = {
+            "entropy": self.joint_entropy,
+            "saturation": self.joint_saturation,
+            "class_information": self.joint_class_information,
+            "total_correlation": self.joint_total_correlation,
+        }
+        of_layers = ("entropy", "saturation", "suffix_entropy", "class_information", "total_correlation")
+        layers = {f"{what}/{layer}": value for what in of_layers for layer, value in getattr(self, what).items()}
+        return {name: value for name, value in joint.items() if value is not None} | layers
+
 
 def transformation_complexity(
     gates: Mapping[str, Gates],
@@ -74,8 +86,8 @@ def transformation_complexity(
     alpha: float | Mapping[str, float] | None = None,
     total_correlation: bool = True,
     seed: int = 0,
-) -> Complexity:
-    """All entropies of a network's gates, from one pairwise matrix a layer.
+) -> GateComplexity:
+    """Returns all entropies of a network's gates, from one pairwise matrix per layer.
 
     The bandwidth of a layer with `d` gates is s0^2 = alpha * d ("dim": what the authors ran), or alpha * Var(Sigma_l)
     ("variance": what the text says; it pins the joint entropy at log2 n from the first epoch on). Those of several
@@ -86,17 +98,17 @@ def transformation_complexity(
     matrices, and n * 33 kB for a run of gates.
 
     Args:
-        gates: layer -> bool `(n, ...)` or `PackedGates`, of the same n samples, in the order of the calls.
-        labels: integer classes `(n,)`, for the class-conditional quantities.
+        gates: Layer -> bool `(n, ...)` or `PackedGates`, of the same n samples, in the order of the calls.
+        labels: Integer classes `(n,)`, for the class-conditional quantities.
         bandwidth: "dim" or "variance".
-        alpha: one for all layers, or one for each; None: 0.04 for gates with spatial dimensions, 0.01 for flat ones.
-        total_correlation: whether to estimate TC, a third of the work.
-        seed: of the independent gates that TC compares with.
+        alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
+        total_correlation: Whether to estimate TC, a third of the work.
+        seed: Seed of the independent gates that TC compares with.
 
     Raises:
-        ValueError: no layer, layers with different n, labels of another length, an unknown bandwidth, alpha missing or
-            <= 0.
-        TypeError: gates that are not bool.
+        ValueError: There is no layer, layers differ in n, labels have another length, the bandwidth is unknown, or an
+            alpha is missing or <= 0.
+        TypeError: Gates are not bool.
 
     Example:
         >>> gates = {"relu": torch.tensor([[True, False], [True, True], [False, False], [True, False]])}
@@ -137,20 +149,30 @@ def transformation_complexity(
 def check_bandwidth(bandwidth: Bandwidth, alpha: float | Mapping[str, float] | None) -> None:
     """Raises a ValueError where `transformation_complexity` would, before there are gates."""
     if bandwidth not in get_args(Bandwidth):
-        raise ValueError(f"unknown bandwidth {bandwidth!r}; allowed: {', '.join(get_args(Bandwidth))}")
+        raise ValueError(f"bandwidth is {bandwidth!r}; expected {' or '.join(get_args(Bandwidth))}")
     given = alpha.items() if isinstance(alpha, Mapping) else [] if alpha is None else [("every layer", alpha)]
     for name, value in given:
         if not value > 0:
             raise ValueError(f"alpha of {name!r} is {value}; expected a number > 0")
 
 
+def default_alpha(gates: PackedGates) -> float:
+    """Returns the authors' factor of the bandwidth: .04 behind a convolution, .01 behind a linear layer.
+
+    `record_gates` knows which of the two precedes the gates. Where it is unknown, as for plain tensors, gates with
+    spatial dimensions count as behind a convolution and flat ones as behind a linear layer.
+    """
+    flat = len(gates.shape) <= 1
+    return LINEAR_ALPHA if gates.preceded_by == "linear" or (gates.preceded_by is None and flat) else CONV_ALPHA
+
+
 def pairwise_hamming(gates: Gates) -> Tensor:
-    """Squared distances between the gates of all pairs of samples: how many differ, exactly.
+    """Returns the squared distances between the gates of all pairs of samples: how many gates differ, exactly.
 
     Cost: n^2 d / 2 integer multiply-adds; memory n^2 int32, and n * 16 kB beside the packed gates.
 
     Args:
-        gates: bool `(n, d)` or `(n, ...)`, or packed.
+        gates: Gates, bool `(n, d)` or `(n, ...)`, or packed.
 
     Returns:
         int32 `(n, n)`.
@@ -159,28 +181,29 @@ def pairwise_hamming(gates: Gates) -> Tensor:
 
 
 def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = None) -> Tensor:
-    """Kernel upper bound of the entropy of gates, in bits.
+    """Returns the kernel estimate H of the entropy of gates, in bits.
 
     Cost: n^2 exponentials; memory n * 2 kB beside the distances.
 
     Args:
-        distances: squared distances `(n, n)`.
-        bandwidth: the variance s0^2 of the kernel, >= 0; at 0, samples are either equal or infinitely far apart.
-        labels: integer classes `(n,)`; with them the conditional entropy sum_m p_m H(Sigma | Y = m).
+        distances: Squared distances `(n, n)`.
+        bandwidth: Variance s0^2 of the kernel, >= 0; at 0, samples are either equal or infinitely far apart.
+        labels: Integer classes `(n,)`; with them, the conditional entropy sum_m p_m H(Sigma | Y = m) is returned.
 
     Returns:
         float64 scalar in [0, log2 n]; 0 where all gates are equal.
 
     Raises:
-        ValueError: distances that are not square or hold NaN, a negative bandwidth, labels of another length.
+        ValueError: Distances are not square or hold NaN, the bandwidth is negative, or labels have another length.
 
-    Source: Kolchinsky & Tracey, "Estimating Mixture Entropy with Pairwise Distances", eq. 10.
+    Source: A. Kolchinsky, B. D. Tracey, "Estimating Mixture Entropy with Pairwise Distances", Entropy 2017, eq. (10),
+    https://arxiv.org/abs/1706.02419.
     """
     n = len(distances)
     if distances.dim() != 2 or distances.shape[1] != n or n == 0:
         raise ValueError(f"distances have shape {tuple(distances.shape)}; expected (n, n), n >= 1")
     if distances.is_floating_point() and distances.isnan().any():
-        raise ValueError("NaN among the distances")
+        raise ValueError("distances hold NaN; expected numbers >= 0")
     if labels is None:
         return _entropy(_log2_kernel_sums(distances, bandwidth)[0])
     classes = _classes(labels, n).to(distances.device)
@@ -199,7 +222,7 @@ def _conditional_entropy(log2_sums: Tensor, classes: Tensor) -> Tensor:
 
 
 def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over the k of j's class (else empty): float64 `(n,)` each."""
+    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over the k of j's class (empty without classes): float64 `(n,)`."""
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
     scale = 0.5 / bandwidth if bandwidth > 1e-300 else math.inf
@@ -218,7 +241,7 @@ def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | Non
 
 @dataclass(frozen=True)
 class _Row:
-    """One set of layers in `Complexity`."""
+    """One set of layers in `GateComplexity`."""
 
     entropy: float
     conditional: float | None
@@ -233,7 +256,7 @@ def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, classe
     over_all, over_class = _log2_kernel_sums(within, bandwidth, classes)
     correlation = None
     if to_independent is not None:
-        synthetic = math.log2(to_independent.shape[1] / len(within))  # means over as many, sums would not compare
+        synthetic = math.log2(to_independent.shape[1] / len(within))  # the two sums have different numbers of terms
         correlation = float((over_all - _log2_kernel_sums(to_independent, bandwidth)[0] + synthetic).mean())
     return _Row(
         entropy=float(_entropy(over_all)),
@@ -244,9 +267,9 @@ def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, classe
 
 def _complexity(
     n: int, rows: dict[str, _Row], suffix: dict[str, float], rates: dict[str, Tensor], joint: _Row
-) -> Complexity:
+) -> GateComplexity:
     most = math.log2(n) or math.inf  # one sample has no entropy to be saturated with
-    return Complexity(
+    return GateComplexity(
         entropy={name: row.entropy for name, row in rows.items()},
         suffix_entropy={name: suffix[name] for name in rows},
         conditional={name: row.conditional for name, row in rows.items() if row.conditional is not None},
@@ -278,11 +301,11 @@ def _packed(gates: Gates, name: str | None = None) -> PackedGates:
 def _sample_count(packed: Mapping[str, PackedGates]) -> int:
     """The number of samples that all layers share."""
     if not packed:
-        raise ValueError("no layer of gates was given")
+        raise ValueError("gates are empty; expected at least one layer")
     first, n = next((name, len(layer)) for name, layer in packed.items())
     for name, layer in packed.items():
         if len(layer) != n:
-            raise ValueError(f"layer {name!r} has {len(layer)} samples, layer {first!r} has {n}")
+            raise ValueError(f"layer {name!r} has {len(layer)} samples; expected {n}, as layer {first!r} has")
     if n == 0:
         raise ValueError(f"layer {first!r} has no samples")
     return n
@@ -291,11 +314,11 @@ def _sample_count(packed: Mapping[str, PackedGates]) -> int:
 def _alphas(packed: Mapping[str, PackedGates], alpha: float | Mapping[str, float] | None) -> dict[str, float]:
     """The factor of each layer's bandwidth."""
     if alpha is None:
-        return {name: CONV_ALPHA if len(layer.shape) > 1 else LINEAR_ALPHA for name, layer in packed.items()}
+        return {name: default_alpha(layer) for name, layer in packed.items()}
     alphas = {}
     for name in packed:
         if isinstance(alpha, Mapping) and name not in alpha:
-            raise ValueError(f"no alpha for layer {name!r}; there are alphas for {', '.join(alpha) or 'none'}")
+            raise ValueError(f"alpha has no layer {name!r}; it has {', '.join(alpha) or 'none'}")
         alphas[name] = alpha[name] if isinstance(alpha, Mapping) else alpha
     return alphas
 
@@ -310,7 +333,7 @@ def _classes(labels: Tensor, n: int) -> Tensor:
     """Labels as classes 0, 1, ... of n samples."""
     labels = torch.as_tensor(labels)
     if labels.shape != (n,):
-        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({n},), one a sample")
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({n},), one per sample")
     if labels.is_floating_point() or labels.is_complex():
         raise ValueError(f"labels are {labels.dtype}; expected integer classes")
     classes: Tensor = labels.unique(return_inverse=True)[1]

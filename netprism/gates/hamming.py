@@ -43,10 +43,10 @@ def hamming_to_independent(
     Cost: n m d integer multiply-adds and m d random numbers of 16 bits; memory as `hamming`.
 
     Args:
-        gates: of n samples.
-        rates: activation rates `(d,)` in [0, 1].
-        generator: of the random numbers, on the gates' device.
-        count: m; None: n.
+        gates: Gates of n samples.
+        rates: Activation rates `(d,)` in [0, 1].
+        generator: Generator of the random numbers, on the gates' device.
+        count: Number m of independent samples; None: n.
 
     Returns:
         int32 `(n, m)`: samples by synthetic samples.

@@ -1,12 +1,12 @@
-"""The complexity loss: a network pays for the entropy of its gates while it trains.
+"""The complexity loss: it penalises the entropy of a network's gates while the network trains.
 
-    L = L_task + lambda * sum_l E[-log p_l(sigma_l)]
+    L = L_task + weight * sum_l E[-log p_l(sigma_l)]
 
 with p_l an energy model of the gates of layer l (`GateEnergy`), fitted beside the network on the same batches. The
 gradient reaches the network through soft gates sigmoid(beta * input); log Z, which the network cannot change, is left
 out, so the value can be negative, and values of different steps compare only roughly.
 
-Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", section 4.3 and appendix J.
+Source: Ren et al. 2022, section 4.3 and appendix J of the first version, https://arxiv.org/abs/2205.01940.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from netprism.gates.energy import GateEnergy
 from netprism.gates.soft_gates import SoftGates, changed_shape, watch_soft_gates
 
-EXPLODED = 1e3  # nats of f a gate; those of well-fitted layers stay below 100 in all
-PATIENCE = 10  # steps in a row that a layer may be left out, and steps between two looks, each of which waits for a GPU
+EXPLODED = 1e3  # nats of f per gate; a well-fitted layer stays below 100 in all
+PATIENCE = 10  # steps in a row that a layer may be left out, and steps between checks, which wait for a GPU
 
 
 class ComplexityLoss(nn.Module):
@@ -38,8 +38,8 @@ class ComplexityLoss(nn.Module):
 
     A call first fits the energy models to the gates seen, with an Adam of their own, then returns the loss for those
     gates. The energy models appear with the first batch, whose gates have the shapes. They are not in `parameters()`:
-    no optimiser, gradient clipping, DDP or weight averaging of the network's meets them. They are in the state dict,
-    with their Adam, rates and chains; training goes on from it to the bit.
+    no optimiser, gradient clipping, DDP or weight averaging of the network sees them. They are in the state dict,
+    with their Adam, rates and chains, and a training that continues from it is bitwise the same.
 
     With `torch.distributed` their gradients and rates are averaged over all processes, so all must call this equally
     often. Everything here is float32, also under autocast, and no global random number is drawn.
@@ -48,36 +48,37 @@ class ComplexityLoss(nn.Module):
     not count. In eval mode nothing is fitted, and `watch` in a block without gradients gives the value alone; before
     the first training batch it is that of untrained energy models, or of the checkpoint's.
 
-    Non-reentrant activation checkpointing works; layers in reentrant checkpointing run without gradients. Compiled models run eagerly inside `watch`.
+    Non-reentrant activation checkpointing works; layers in reentrant checkpointing run without gradients. Compiled
+    models run eagerly inside `watch`.
 
-    Cost: `GateEnergy`, for each layer; a float32 a gate and sample until the backward pass. The first
-    block keeps those of all layers until it knows the last four.
+    Cost: that of `GateEnergy` per layer, and a float32 per gate and sample until the backward pass. The first block
+    keeps the gates of all layers until it knows the last four.
 
     Args:
-        model: its own `forward` has to be called in `watch`. It does not become a submodule.
-        layers: names of gating layers or of modules that hold them, or -4 for the last four; None for all.
-        beta: steepness of the soft gates.
-        prior_only: leave out f: the loss is then -log q, the surprise of gates taken to be independent.
-        energy_lr: of the energy models' Adam.
-        widths: of the layers of f.
-        chains: negatives a layer.
-        sampler_steps: for each of them and batch.
-        l2: on the energies, see `GateEnergy`.
-        seed: of the energy models.
+        model: The network; its own `forward` has to be called in `watch`. It does not become a submodule.
+        layers: Names of gating layers or of modules that hold them, or -4 for the last four; None for all.
+        beta: Steepness of the soft gates.
+        prior_only: Whether to leave out f; the loss is then -log q, the surprise of gates taken to be independent.
+        energy_lr: Learning rate of the energy models' Adam.
+        widths: Widths of the layers of f.
+        chains: Number of negatives per layer.
+        sampler_steps: Number of sampler steps per batch.
+        l2: Penalty on the energies, see `GateEnergy`.
+        seed: Seed of the energy models.
 
     Attributes:
-        layers: the names of the chosen gating layers; empty before the first batch.
-        samples: how many the last call had, of this process.
-        metrics: what the last call measured, detached: `complexity`, `nonfinite_skips` (calls so far in which a layer was left
-            out) and, per layer, `energy/<layer>`, `energy_gap/<layer>` and `acceptance/<layer>`.
+        layers: Names of the chosen gating layers; empty before the first batch.
+        samples: Number of samples of the last call, on this rank.
+        metrics: What the last call measured, detached: `complexity`, `nonfinite_skips` (how often a layer has been left
+            out so far) and, per layer, `energy/<layer>`, `energy_gap/<layer>` and `acceptance/<layer>`.
 
     Raises:
-        ValueError: an impossible option; a layer that does not exist, changes its shape, was named and runs without
-            gradients, or is not called each time; no layer depends on a parameter that trains; an empty batch; a
-            checkpoint of other layers or options.
-        RuntimeError: no gate was seen, or no pass with gradients.
-        FloatingPointError: a layer's gates or energies were not finite ten times in a row. Until then the layer is
-            left out, and counted.
+        ValueError: An option is out of range. A layer does not exist, changes its shape, was named and runs without
+            gradients, or is not called each time. No layer depends on a parameter that trains. A batch is empty. A
+            checkpoint is of other layers or options.
+        RuntimeError: No gate was seen, or no pass with gradients.
+        FloatingPointError: A layer's gates or energies were not finite ten times in a row. Until then the layer is
+            left out and counted.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class ComplexityLoss(nn.Module):
             "prior_only": prior_only, "widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2,
         }  # fmt: skip
         if layers == 0 or layers == []:
-            raise ValueError(f"layers={layers} chooses none; give names, n for the first n, -n for the last n, or None")
-        GateEnergy((1,), **self._options)  # its errors now, and not with the first batch
+            raise ValueError(f"layers is {layers}; expected names, n for the first n, -n for the last n, or None")
+        GateEnergy((1,), **self._options)  # raises its errors now, and not with the first batch
         self._energies: dict[str, GateEnergy] = {}
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] = {}
@@ -119,8 +120,8 @@ class ComplexityLoss(nn.Module):
         """Collects the gates of the model's forward passes in the block.
 
         Args:
-            parts_of: a part of the model; each call of it, or of a module in it, then counts as a forward pass.
-            relative_to: a part of the model as seen from which its layers are named.
+            parts_of: Part of the model; each call of it, or of a module in it, then counts as a forward pass.
+            relative_to: Part of the model as seen from which its layers are named.
 
         Yields:
             The soft gates, for one call of this loss after the block.
@@ -146,9 +147,9 @@ class ComplexityLoss(nn.Module):
             energies = self._prepared(gates)
             if self.training:
                 self._fit(gates)
-            terms, sound = zip(*(_frozen_term(energies[name], g, self.beta) for name, g in gates.items()), strict=True)
+            terms, finite = zip(*(_frozen_term(energies[name], g, self.beta) for name, g in gates.items()), strict=True)
         if self.training:
-            self._look_for_trouble(torch.stack(sound))
+            self._check_finite(torch.stack(finite))
         complexity = torch.stack(terms).sum()
         self.metrics["complexity"] = complexity.detach()
         self.metrics |= {f"energy/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
@@ -165,11 +166,11 @@ class ComplexityLoss(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Keeps the state for the first batch, which brings the device."""
+        """Keeps the state until the first batch, whose device is then known."""
         self._restored, self._energies = state, {}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A checkpoint of the same model without its complexity loads, too: the energy models then start anew."""
+        """Also loads a checkpoint of the same model without this loss; the energy models then start from scratch."""
         missing_keys: list[str] = args[2]
         super()._load_from_state_dict(state_dict, prefix, *args)
         key = f"{prefix}_extra_state"
@@ -244,7 +245,7 @@ class ComplexityLoss(nn.Module):
         if self._optimizer is None:
             return
         parameters = self._parameters_of_energies()
-        gradients = _average_over_processes(torch.autograd.grad(torch.stack(losses).sum(), parameters))
+        gradients = _mean_over_ranks(torch.autograd.grad(torch.stack(losses).sum(), parameters))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self._optimizer.step()
@@ -252,10 +253,10 @@ class ComplexityLoss(nn.Module):
         for name, energy in self._energies.items():
             self.metrics |= {f"energy_gap/{name}": energy.energy_gap, f"acceptance/{name}": energy.acceptance}
 
-    def _look_for_trouble(self, sound: Tensor) -> None:
-        """Counts the layers that were left out, and stops after too many steps in a row."""
-        self._skipped += ~sound
-        self._in_a_row = (self._in_a_row + 1) * ~sound
+    def _check_finite(self, finite: Tensor) -> None:
+        """Counts the layers that were left out, and raises after too many steps in a row."""
+        self._skipped += ~finite
+        self._in_a_row = (self._in_a_row + 1) * ~finite
         self.metrics["nonfinite_skips"] = self._skipped.sum().float()
         self._calls += 1
         if self._calls % PATIENCE == 0:
@@ -294,18 +295,18 @@ def _frozen_term(energy: GateEnergy, gates: Tensor, beta: float) -> tuple[Tensor
         leaf = gates.detach().requires_grad_(learns)
         f = energy.f(leaf)
         value = -(f + energy.log_prior(leaf)).mean()
-    sound = (f.detach().abs().amax() < EXPLODED * leaf[0].numel()) & value.detach().isfinite()
+    finite = (f.detach().abs().amax() < EXPLODED * leaf[0].numel()) & value.detach().isfinite()
     if not learns:
-        return torch.where(sound, value, 0.0), sound
+        return torch.where(finite, value, 0.0), finite
     (slope,) = torch.autograd.grad(value, leaf)
     leaf = leaf.detach()
     slope *= beta * leaf * (1 - leaf)
-    sound = sound & slope.abs().amax().isfinite() & energy.finite.to(f.device)
-    term: Tensor = _WithSlope.apply(gates, torch.where(sound, value.detach(), 0.0), torch.where(sound, slope, 0.0))
-    return term, sound
+    finite = finite & slope.abs().amax().isfinite() & energy.finite.to(f.device)
+    term: Tensor = _WithSlope.apply(gates, torch.where(finite, value.detach(), 0.0), torch.where(finite, slope, 0.0))
+    return term, finite
 
 
-def _average_over_processes(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+def _mean_over_ranks(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
     """Their mean, in one message."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return gradients

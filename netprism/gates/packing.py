@@ -1,4 +1,4 @@
-"""Boolean tensors at one bit an element, in the layout that integer matrix products want.
+"""Boolean tensors at one bit per element, in the layout that integer matrix products need.
 
 Gate `i` of a sample with `d` gates is bit `i // b` of byte `i % b`, with `b = ceil(d / 8)`: the eight bit planes of the
 bytes are then eight contiguous runs of gates. Packing is eight shifts, an inner product over gates is the sum of the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -21,12 +21,14 @@ class PackedGates:
     """Gates of `n` samples, packed eight to a byte.
 
     Attributes:
-        bits: uint8 `(n, ceil(d / 8))`, on the device that the gates were on.
-        shape: the shape of one sample's gates, `d = prod(shape)` of them.
+        bits: uint8 `(n, ceil(d / 8))`, on the device of the gates.
+        shape: Shape of one sample's gates; there are `d = prod(shape)`.
+        preceded_by: Kind of the last weighted operation before the gates, "conv" or "linear"; None if unknown.
     """
 
     bits: Tensor
     shape: tuple[int, ...]
+    preceded_by: str | None = None
 
     @classmethod
     def pack(cls, gates: Tensor) -> PackedGates:
@@ -34,9 +36,9 @@ class PackedGates:
         if gates.dtype != torch.bool:
             raise TypeError(f"gates are {gates.dtype}; expected torch.bool (for pre-activations: x > 0)")
         if gates.dim() == 0:
-            raise ValueError("gates have no sample dimension; expected shape (n, ...)")
+            raise ValueError("gates have shape (); expected (n, ...)")
         if gates.shape[1:].numel() == 0:
-            raise ValueError(f"gates of shape {tuple(gates.shape)} are none; expected (n, ...)")
+            raise ValueError(f"gates have shape {tuple(gates.shape)}; expected (n, ...) with at least one gate")
         flat = gates.flatten(1) if gates.dim() > 1 else gates.unsqueeze(1)
         width = math.ceil(flat.shape[1] / 8)
         padded = torch.nn.functional.pad(flat, (0, 8 * width - flat.shape[1])).view(torch.uint8)
@@ -49,7 +51,11 @@ class PackedGates:
     @classmethod
     def concatenate(cls, parts: Sequence[PackedGates]) -> PackedGates:
         """Joins parts of the same shape along the samples."""
-        return cls(torch.cat([part.bits for part in parts]), parts[0].shape)
+        return replace(parts[0], bits=torch.cat([part.bits for part in parts]))
+
+    def first(self, n: int) -> PackedGates:
+        """Returns the gates of the first `n` samples."""
+        return replace(self, bits=self.bits[:n])
 
     def unpack(self) -> Tensor:
         """Returns bool `(n, *shape)`."""
@@ -57,13 +63,13 @@ class PackedGates:
         return planes.flatten(1)[:, : self.size].bool().view(len(self), *self.shape)
 
     def runs(self, max_gates: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yields all gates unpacked, some at a time.
+        """Yields all gates unpacked, a run of them at a time.
 
         Args:
-            max_gates: the most gates in a run; memory is `n * max_gates` bytes.
+            max_gates: Largest number of gates in a run; memory is `n * max_gates` bytes.
 
         Yields:
-            The run's place in a sample's `8 * ceil(d / 8)` padded gates, and int8 `(n, gates)` of zeros and ones.
+            The position of the run in a sample's `8 * ceil(d / 8)` padded gates, and int8 `(n, gates)`, 0 or 1.
         """
         width = self.bits.shape[1]
         planes = max(1, min(8, max_gates // width))  # several whole planes at once, or a part of one

@@ -14,8 +14,8 @@ def max_pool_gates(x: Tensor, operation: str, *args: Any, **kwargs: Any) -> Tens
     """One-hot of the argmax in every window of a max-pool.
 
     Args:
-        x: input of the pooling, `(N, C, *spatial)` with one to three spatial dimensions.
-        operation: torch's name of the call, `max_pool2d`, `adaptive_max_pool1d`, ... Adaptive windows differ in size;
+        x: Input of the pooling, `(N, C, *spatial)` with one to three spatial dimensions.
+        operation: Torch's name of the call, `max_pool2d`, `adaptive_max_pool1d`, ... Adaptive windows differ in size;
             the largest one counts.
         *args: the other arguments of the call, as `torch.nn.functional.max_pool2d` takes them.
         **kwargs: likewise.

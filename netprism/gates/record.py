@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from netprism.gates.calls import KINDS, GateCall, PrecedingOp, check_kinds, watch_gates
+from netprism.gates.calls import GateCall, PrecedingOp, watch_gates
 from netprism.gates.packing import PackedGates
-
-__all__ = [
-    "KINDS",
-    "GateCall",
-    "GateRecord",
-    "GatingLayer",
-    "check_kinds",
-    "record_gates",
-    "select_layers",
-    "watch_gates",
-]
 
 
 @dataclass(frozen=True)
@@ -34,10 +23,10 @@ class GatingLayer:
 
 
 class GateRecord:
-    """The gates of all forward passes in a `record_gates` block, in the order of the calls, one bit a gate and sample.
+    """The gates of all forward passes in a `record_gates` block, in the order of the calls: one bit per gate.
 
     Attributes:
-        layers: what is known of each recorded layer, by its name.
+        layers: What is known of each recorded layer, by its name.
     """
 
     def __init__(self, layers: Sequence[str] | int | None) -> None:
@@ -80,7 +69,7 @@ class GateRecord:
         self._passes += 1
         _check_pass(self.layers, {name: seen[name] for name in self.layers if name in seen})
         for name, parts in self._parts.items():
-            parts.append(seen[name][1])
+            parts.append(replace(seen[name][1], preceded_by=self.layers[name].preceded_by))
 
     def _check_complete(self) -> None:
         if not self._passes:
@@ -99,25 +88,25 @@ def record_gates(
 
     The gate of an activation (ReLU, GELU, SiLU, LeakyReLU, ELU, PReLU, ReLU6, Hardswish and relatives) is `input > 0`,
     that of a max-pool the one-hot argmax of each window, that of dropout its mask (all true where it is switched off).
-    The model's outputs, gradients and random numbers stay the same to the bit; only nn.TransformerEncoder leaves its
+    The model's outputs, gradients and random numbers stay bitwise the same; only nn.TransformerEncoder leaves its
     fused fast path, and rounds differently. Compiled parts run eagerly inside the block.
 
-    Cost: 3 % of the forward pass (ViT-B/16) to 31 % (MobileNet-V2) on CPU, see `benchmarks/gates.py`; memory one bit a
-    gate and sample, plus one batch.
+    Cost: 3 % of the forward pass (ViT-B/16) to 31 % (MobileNet-V2) on CPU, see `benchmarks/gates.py`; memory one bit
+    per gate and sample, plus one batch.
 
     Args:
-        model: any module; its own `forward` has to be called, in any mode, as often as there are batches.
-        kinds: which gates, out of `KINDS`.
-        layers: names of gating layers, or of modules that contain them; or a number, `-4` for the last four, `4` for
+        model: Any module; its own `forward` has to be called, in any mode, once per batch.
+        kinds: Kinds of gates, out of `KINDS`.
+        layers: Names of gating layers, or of modules that contain them; or a number, `-4` for the last four, `4` for
             the first four; None for all.
-        relative_to: a part of the model as seen from which its modules are named (so that a wrapper leaves no prefix).
+        relative_to: Part of the model as seen from which its modules are named (so that a wrapper leaves no prefix).
 
     Yields:
-        The record: `.states` maps layer names to bool gates `(N, ...)`; `.packed` and `.layers` likewise.
+        The record: `.states` maps layer names to bool gates `(N, ...)`; `.packed` and `.layers` have the same names.
 
     Raises:
-        ValueError: an unknown kind or layer, NaN in an activation, or layers that disagree on the number of samples.
-        RuntimeError: no gate was seen, or the model was not called.
+        ValueError: A kind or layer is unknown, an activation is NaN, or layers disagree on the number of samples.
+        RuntimeError: No gate was seen, or the model was not called.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -126,7 +115,7 @@ def record_gates(
         >>> {name: tuple(states.shape) for name, states in gates.states.items()}
         {'1': (5, 3)}
 
-    Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", section 3.
+    Source: Ren et al. 2022, section 3, https://arxiv.org/abs/2205.01940.
     """
     record = GateRecord(layers)
     with watch_gates(model, record._visit, kinds, relative_to=relative_to, end_of_pass=record._end_of_pass):
@@ -135,11 +124,11 @@ def record_gates(
 
 
 def select_layers(available: Sequence[str], layers: Sequence[str] | int | None) -> list[str]:
-    """The chosen ones of the available gating layers, in their order; see `record_gates` for the forms of `layers`.
+    """Returns the chosen ones of the available gating layers, in their order; see `record_gates` for `layers`.
 
     Raises:
-        RuntimeError: there is none available.
-        ValueError: a name that fits none, or 0.
+        RuntimeError: No layer is available.
+        ValueError: A name fits no layer, or `layers` is 0.
     """
     if not available:
         raise RuntimeError("saw no gate: the model calls no activation of the kinds asked for, or only in torchscript")
@@ -147,7 +136,7 @@ def select_layers(available: Sequence[str], layers: Sequence[str] | int | None) 
         return list(available)
     if isinstance(layers, int):
         if layers == 0:
-            raise ValueError("layers=0 chooses none; give n for the first n gating layers, -n for the last n")
+            raise ValueError("layers is 0; expected n for the first n gating layers, -n for the last n")
         return list(available[layers:] if layers < 0 else available[:layers])
     wanted = [layers] if isinstance(layers, str) else layers
     for name in wanted:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from netprism.gates.calls import GateCall, watch_gates
 from netprism.gates.record import select_layers
 
-OUTSIDE = "training_step"  # what calls outside of all modules are named by
+OUTSIDE = "training_step"  # name of calls outside of all modules
 
 
 class SoftGates:
@@ -24,7 +24,7 @@ class SoftGates:
     at the network in between) are neither counted nor numbered.
 
     Attributes:
-        passes: how many there were.
+        passes: Number of forward passes so far.
     """
 
     def __init__(self, beta: float, chosen: Sequence[str], gradients: bool) -> None:
@@ -39,11 +39,11 @@ class SoftGates:
         self._pass: list[tuple[str, Tensor]] = []
 
     def select_layers(self, wanted: Sequence[str] | int | None) -> tuple[str, ...]:
-        """The layers to penalise: by number those in modules that train, by name also others.
+        """Returns the layers to penalise: by number those in modules that train, by name also others.
 
         Raises:
-            RuntimeError: no gate was seen.
-            ValueError: a layer does not exist, or runs without gradients; none is behind a parameter that trains.
+            RuntimeError: No gate was seen.
+            ValueError: A layer does not exist or runs without gradients, or none is behind a parameter that trains.
         """
         if isinstance(wanted, int) or wanted is None:
             return tuple(select_layers(self._available(), wanted))
@@ -59,10 +59,10 @@ class SoftGates:
         return tuple(layer for layer in named if self._learns(gates.get(layer, [])))
 
     def pop(self, layers: Sequence[str]) -> dict[str, Tensor]:
-        """The gates of these layers, `(N, d)` or `(N, C, ...)`, all passes together; they are forgotten here.
+        """Returns and removes the gates of these layers, `(N, d)` or `(N, C, ...)`, all passes together.
 
         Raises:
-            ValueError: a layer was not called, or in several shapes.
+            ValueError: A layer was not called, or in several shapes.
         """
         gates, self._inside, self._outside, self.passes = self._inside | self._outside, {}, {}, 0
         for name in layers:
@@ -116,7 +116,7 @@ class SoftGates:
             self._outside.setdefault(name, []).append(gates)
 
     def _name(self, call: GateCall) -> str:
-        """The call's name with a number of our own, since the watcher's counts the calls without gradients, too."""
+        """The call's name, numbered here, since the watcher also counts calls without gradients."""
         base, _, _ = call.layer.partition("#")
         functional = base.endswith(f":{call.operation}")
         if not self._depth and base.startswith(":"):
@@ -138,20 +138,20 @@ def watch_soft_gates(
 ) -> Iterator[SoftGates]:
     """Collects the soft gates of `model` in the block.
 
-    Cost: a float32 a gate and sample; nothing is saved for the backward pass.
+    Cost: a float32 per gate and sample; nothing is saved for the backward pass.
 
     Args:
-        model: its own `forward` has to be called.
-        beta: steepness of the soft gates.
-        chosen: names of the layers to keep; empty for all.
-        gradients: whether only calls with gradients count.
-        parts_of: a part of the model; a forward pass is then each call of it, or of a module in it that has
+        model: The network; its own `forward` has to be called.
+        beta: Steepness of the soft gates.
+        chosen: Names of the layers to keep; empty for all.
+        gradients: Whether only calls with gradients count.
+        parts_of: Part of the model; a forward pass is then each call of it, or of a module in it that has
             parameters, from outside. Gates elsewhere are named `training_step:relu#0`. Without it a pass is a call of
             the model.
-        relative_to: as in `netprism.gates.record_gates`.
+        relative_to: See `netprism.gates.record_gates`.
 
     Yields:
-        What was seen.
+        The soft gates that were seen.
     """
     seen = SoftGates(beta, chosen, gradients)
     entered = [model]
@@ -166,7 +166,7 @@ def watch_soft_gates(
 
 
 def changed_shape(layer: str, before: tuple[int, ...], now: tuple[int, ...]) -> ValueError:
-    """What to raise where a layer's gates have another shape than before."""
+    """Returns the error for a layer whose gates have another shape than before."""
     return ValueError(
         f"gating layer {layer!r} changed its shape from {before} to {now}: give inputs of one size, or choose other "
         "layers"
@@ -176,7 +176,7 @@ def changed_shape(layer: str, before: tuple[int, ...], now: tuple[int, ...]) -> 
 class _SoftGate(torch.autograd.Function):
     """sigmoid(beta * input), whose backward pass expects the gradient with respect to the input and hands it on.
 
-    `netprism.gates.loss` multiplies by the sigmoid's slope ahead. So nothing is saved here: no tensor that would hold
+    `netprism.gates.loss` has already multiplied by the sigmoid's slope. So nothing is saved here: no tensor that holds
     itself, none that activation checkpointing would miss in its recomputation, none that an in-place ReLU overwrites.
     """
 
@@ -191,5 +191,5 @@ class _SoftGate(torch.autograd.Function):
 
 
 def _as_maps_or_flat(gates: Tensor) -> Tensor:
-    """(N, d), or (N, C, H, W) and the like; what is neither, such as (N, tokens, features), becomes flat."""
+    """(N, d), or (N, C, H, W) and the like; anything else, such as (N, tokens, features), is flattened."""
     return gates if gates.dim() == 2 or gates.dim() > 3 else gates.reshape(len(gates), -1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from netprism.gates.entropy import Bandwidth, Complexity, Gates, transformation_complexity
+from netprism.gates.entropy import Bandwidth, GateComplexity, Gates, transformation_complexity
 from netprism.gates.packing import PackedGates
 
 
@@ -17,23 +18,29 @@ class TransformationComplexity(Metric):
     """Entropies of gating states over all samples of all ranks; see `netprism.gates.transformation_complexity`.
 
     Samples must meet in pairs, so the state is the gates themselves, one bit each: `compute` gathers n * d / 8 bytes on
-    every rank. Every rank has to update at least once; one without a sample does so with gates of no rows.
+    every rank. Every rank has to update at least once; a rank without a sample does so with gates of no rows.
 
     Args:
         bandwidth: "dim" or "variance".
-        alpha: factor of the bandwidth, one for all layers or one for each; None: by the shape of a layer's gates.
-        total_correlation: whether to estimate TC.
-        seed: of the independent gates that TC compares with.
+        alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
+        total_correlation: Whether to estimate TC.
+        seed: Seed of the independent gates that TC compares with.
+        options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
+
+    Attributes:
+        result: What the last `compute` found, as `GateComplexity`.
 
     Example:
         >>> metric = TransformationComplexity()
         >>> metric.update({"relu": torch.tensor([[True, False], [True, True]])}, labels=torch.tensor([0, 1]))
         >>> metric.update({"relu": torch.tensor([[False, True]])}, labels=torch.tensor([1]))
-        >>> round(metric.compute().joint_entropy, 3)
+        >>> round(metric.compute()["entropy"].item(), 3)
         1.585
     """
 
     full_state_update = False
+    is_differentiable = False
+    higher_is_better = None
     bits: list[Tensor]
     labels: list[Tensor]
 
@@ -43,10 +50,12 @@ class TransformationComplexity(Metric):
         alpha: float | Mapping[str, float] | None = None,
         total_correlation: bool = True,
         seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         self.bandwidth, self.alpha, self.total_correlation, self.seed = bandwidth, alpha, total_correlation, seed
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.layers: dict[str, PackedGates] = {}  # without samples: shapes, and what precedes the gates
+        self.result: GateComplexity | None = None
         # One state for all layers: their bytes side by side, so that a gather is one message.
         self.add_state("bits", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
@@ -55,43 +64,43 @@ class TransformationComplexity(Metric):
         """Adds samples.
 
         Args:
-            gates: layer -> bool `(n, ...)` or packed; the same layers and shapes in every call.
-            labels: integer classes `(n,)`, in every call or in none.
+            gates: Layer -> bool `(n, ...)` or packed; the same layers and shapes in every call.
+            labels: Integer classes `(n,)`, in every call or in none.
 
         Raises:
-            ValueError: other layers or shapes than before, or labels of another length.
+            ValueError: Layers or shapes differ from those of the first call, or the labels have another length.
         """
         packed = {
             name: layer if isinstance(layer, PackedGates) else PackedGates.pack(layer) for name, layer in gates.items()
         }
-        shapes = {name: layer.shape for name, layer in packed.items()}
-        if self.shapes and shapes != self.shapes:
-            name = next(n for n in (*self.shapes, *shapes) if self.shapes.get(n) != shapes.get(n))
-            raise ValueError(f"layer {name!r} has gates of shape {shapes.get(name)}, before {self.shapes.get(name)}")
-        self.shapes = shapes
+        before, now = ({name: layer.shape for name, layer in d.items()} for d in (self.layers, packed))
+        if before and now != before:
+            name = next(n for n in (*before, *now) if before.get(n) != now.get(n))
+            raise ValueError(f"layer {name!r} has gates of shape {now.get(name)}; expected {before.get(name)}")
+        self.layers = {name: layer.first(0) for name, layer in packed.items()}
         bits = torch.cat([layer.bits for layer in packed.values()], dim=1)
         if labels is not None:
             labels = torch.as_tensor(labels)
             if labels.shape != (len(bits),):
-                raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(bits)},), one a sample")
+                raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(bits)},), one per sample")
             self.labels.append(labels.to(bits.device, torch.int64))
         self.bits.append(bits)
 
     def reset(self) -> None:
-        """Forgets the samples, and the layers that they had."""
+        """Forgets the samples and their layers."""
         super().reset()
-        self.shapes = {}
+        self.layers = {}
 
-    def compute(self) -> Complexity:
-        """The entropies over all samples, the same on every rank."""
+    def compute(self) -> dict[str, Tensor]:
+        """The entropies over all samples in bits, the same on every rank; names as in `GateComplexity.quantities`."""
         bits = dim_zero_cat(self.bits)
         labels = dim_zero_cat(self.labels) if len(self.labels) else None  # a list, or a tensor after a gather
-        widths = [-(-torch.Size(shape).numel() // 8) for shape in self.shapes.values()]
+        widths = [-(-layer.size // 8) for layer in self.layers.values()]
         gates = {
-            name: PackedGates(layer, shape)
-            for (name, shape), layer in zip(self.shapes.items(), bits.split(widths, dim=1), strict=True)
+            name: PackedGates(part, layer.shape, layer.preceded_by)
+            for (name, layer), part in zip(self.layers.items(), bits.split(widths, dim=1), strict=True)
         }
-        return transformation_complexity(
+        self.result = transformation_complexity(
             gates,
             labels,
             bandwidth=self.bandwidth,
@@ -99,3 +108,4 @@ class TransformationComplexity(Metric):
             total_correlation=self.total_correlation,
             seed=self.seed,
         )
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.result.quantities().items()}

@@ -67,6 +67,25 @@ def test_the_values_are_those_of_the_trained_network(tmp_path):
     assert values["test/entropy"] != values["entropy"]
 
 
+def test_function_and_callback_agree_where_a_linear_layer_acts_on_tokens(tmp_path):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return {"logits": self.last(torch.relu(self.first(x.flatten(1, 2))).mean(1))}
+
+    module = Stranger(Tokens())
+    trainer = fit(module, GatingEntropy(num_images=45), folder=tmp_path, max_epochs=1)
+    x, y = images().tensors
+    with torch.no_grad(), record_gates(module.eval().model) as gates:
+        module(x)
+    expected = transformation_complexity(gates.packed, y)
+    assert gates_of(trainer)["entropy"] == pytest.approx(expected.joint_entropy, abs=1e-6)
+    assert expected.joint_entropy != transformation_complexity(gates.states, y).joint_entropy  # what the shape says
+
+
 def test_alpha_follows_what_feeds_the_gates(tmp_path):
     # A convolution's output flattened before its ReLU is still fed by a convolution.
     class Flat(nn.Module):
@@ -298,7 +317,7 @@ def test_half_precision_training(tmp_path):
         ({"batch_size": -1}, "batch_size is -1"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"kinds": ("relu", "sigmoid")}, "unknown kind of gate 'sigmoid'; allowed: relu, max_pool, dropout"),
-        ({"bandwidth": "wide"}, "unknown bandwidth 'wide'; allowed: dim, variance"),
+        ({"bandwidth": "wide"}, "bandwidth is 'wide'; expected dim or variance"),
         ({"alpha": -1.0}, "alpha of 'every layer' is -1.0; expected a number > 0"),
     ],
 )

@@ -200,7 +200,7 @@ def test_draws_no_global_random_number():
 
 
 def test_wrong_options_are_named():
-    with pytest.raises(ValueError, match=r"chains of an energy model of gates \(3,\): 0; expected a number >= 1"):
+    with pytest.raises(ValueError, match=r"chains is 0 in an energy model of gates \(3,\); expected a number >= 1"):
         GateEnergy((3,), chains=0)
-    with pytest.raises(ValueError, match=r"gates have shape \(4,\), the energy model is for \(3,\)"):
+    with pytest.raises(ValueError, match=r"gates have shape \(4,\); expected \(3,\)"):
         GateEnergy((3,)).contrastive_step(torch.ones(2, 4))

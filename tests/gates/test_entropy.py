@@ -192,16 +192,16 @@ def test_pairwise_hamming_on_paper():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gates": {}}, "no layer of gates was given"),
+        ({"gates": {}}, "gates are empty; expected at least one layer"),
         ({"gates": {"a": torch.zeros(2, 3)}}, r"layer 'a': gates are torch\.float32; expected torch\.bool"),
         ({"gates": {"a": torch.zeros(0, 3, dtype=torch.bool)}}, "layer 'a' has no samples"),
-        ({"gates": {"a": torch.zeros(3, 0, dtype=torch.bool)}}, r"layer 'a': gates of shape \(3, 0\) are none"),
+        ({"gates": {"a": torch.zeros(3, 0, dtype=torch.bool)}}, r"layer 'a': gates have shape \(3, 0\); expected"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels have shape \(3,\); expected \(40,\)"),
         ({"labels": torch.zeros(40)}, r"labels are torch\.float32; expected integer classes"),
-        ({"bandwidth": "silverman"}, "unknown bandwidth 'silverman'; allowed: dim, variance"),
+        ({"bandwidth": "silverman"}, "bandwidth is 'silverman'; expected dim or variance"),
         ({"alpha": 0.0}, "alpha of 'every layer' is 0.0; expected a number > 0"),
         ({"alpha": {"conv": 0.1, "linear": -1.0}}, "alpha of 'linear' is -1.0"),
-        ({"alpha": {"conv": 0.1}}, "no alpha for layer 'linear'; there are alphas for conv"),
+        ({"alpha": {"conv": 0.1}}, "alpha has no layer 'linear'; it has conv"),
     ],
 )
 def test_bad_input_is_named(network, change, message):
@@ -213,7 +213,7 @@ def test_bad_input_is_named(network, change, message):
 
 def test_layers_with_different_samples_are_named(network):
     gates, _ = network
-    with pytest.raises(ValueError, match="layer 'linear' has 39 samples, layer 'conv' has 40"):
+    with pytest.raises(ValueError, match="layer 'linear' has 39 samples; expected 40"):
         transformation_complexity({"conv": gates["conv"], "linear": gates["linear"][1:]})
 
 
@@ -222,7 +222,7 @@ def test_layers_with_different_samples_are_named(network):
     [
         (torch.zeros(2, 3), 1.0, r"shape \(2, 3\); expected \(n, n\)"),
         (torch.zeros(0, 0), 1.0, "expected"),
-        (torch.full((2, 2), float("nan")), 1.0, "NaN among the distances"),
+        (torch.full((2, 2), float("nan")), 1.0, "distances hold NaN"),
         (torch.zeros(2, 2), -1.0, "bandwidth is -1.0; expected a variance >= 0"),
         (torch.zeros(2, 2), float("nan"), "bandwidth is nan"),
     ],

@@ -51,5 +51,5 @@ def test_concatenation_joins_samples():
 def test_other_types_are_refused_by_name():
     with pytest.raises(TypeError, match=r"gates are torch\.float32; expected torch\.bool"):
         PackedGates.pack(torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="no sample dimension"):
+    with pytest.raises(ValueError, match=r"gates have shape \(\); expected"):
         PackedGates.pack(torch.tensor(True))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torchmetrics import MetricCollection
 
 from netprism.gates.entropy import transformation_complexity
 from netprism.gates.packing import PackedGates
@@ -29,7 +30,9 @@ def test_batches_give_what_the_function_gives(samples, packed):
         if packed:
             batch = {name: PackedGates.pack(layer) for name, layer in batch.items()}
         metric.update(batch, labels[index])
-    result, expected = metric.compute(), transformation_complexity(gates, labels)
+    found, expected = metric.compute(), transformation_complexity(gates, labels)
+    assert {name: value.item() for name, value in found.items()} == expected.quantities()
+    result = metric.result
     assert result.entropy == expected.entropy
     assert result.suffix_entropy == expected.suffix_entropy
     assert result.class_information == expected.class_information
@@ -43,14 +46,14 @@ def test_options_reach_the_function(samples):
     metric = TransformationComplexity("variance", alpha=0.2, total_correlation=False)
     metric.update(gates, labels)
     expected = transformation_complexity(gates, labels, bandwidth="variance", alpha=0.2, total_correlation=False)
-    assert metric.compute().joint_entropy == expected.joint_entropy
-    assert metric.compute().joint_total_correlation is None
+    assert metric.compute()["entropy"] == expected.joint_entropy
+    assert "total_correlation" not in metric.compute()
 
 
 def test_without_labels(samples):
     metric = TransformationComplexity()
     metric.update(samples[0])
-    assert metric.compute().joint_class_information is None
+    assert "class_information" not in metric.compute()
 
 
 def test_reset_forgets(samples):
@@ -59,7 +62,7 @@ def test_reset_forgets(samples):
     metric.update(gates, labels)
     metric.reset()
     metric.update(rows(gates, slice(0, 10)), labels[:10])
-    assert metric.compute().joint_entropy == transformation_complexity(rows(gates, slice(0, 10))).joint_entropy
+    assert metric.compute()["entropy"] == transformation_complexity(rows(gates, slice(0, 10))).joint_entropy
 
 
 def test_after_a_reset_other_layers_may_come(samples):
@@ -67,7 +70,8 @@ def test_after_a_reset_other_layers_may_come(samples):
     metric.update(samples[0])
     metric.reset()
     metric.update({"other": torch.eye(3, dtype=torch.bool)}, [0, 1, 1])
-    assert list(metric.compute().entropy) == ["other"]
+    assert "entropy/other" in metric.compute()
+    assert list(metric.result.entropy) == ["other"]
 
 
 def test_state_is_one_bit_a_gate(samples):
@@ -80,7 +84,7 @@ def test_another_shape_is_named(samples):
     gates, _ = samples
     metric = TransformationComplexity()
     metric.update(gates)
-    with pytest.raises(ValueError, match=r"layer 'linear' has gates of shape \(12,\), before \(13,\)"):
+    with pytest.raises(ValueError, match=r"layer 'linear' has gates of shape \(12,\); expected \(13,\)"):
         metric.update(gates | {"linear": gates["linear"][:, :12]})
     with pytest.raises(ValueError, match=r"labels have shape \(3,\); expected \(30,\)"):
         metric.update(gates, torch.zeros(3, dtype=torch.int64))
@@ -94,7 +98,8 @@ def gather(rank, folder):
     metric = TransformationComplexity()
     for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
         metric.update(rows(gates, index), labels[index])
-    torch.save(torch.tensor(scalars(metric.compute()), dtype=torch.float64), f"{folder}/{rank}.pt")
+    metric.compute()
+    torch.save(torch.tensor(scalars(metric.result), dtype=torch.float64), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -109,3 +114,21 @@ def test_uneven_ranks_agree_with_one_process(samples, tmp_path):
     expected = scalars(transformation_complexity(*samples))
     for rank in range(3):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_it_works_in_a_collection_and_takes_the_options_of_a_metric(samples):
+    first, second = TransformationComplexity(), TransformationComplexity(alpha=0.2, sync_on_compute=False)
+    both = MetricCollection({"narrow": first, "wide": second}, compute_groups=False)
+    both.update(*samples)
+    found = both.compute()
+    assert found["narrow_entropy/conv"] > found["wide_entropy/conv"] > 0
+    assert not second.sync_on_compute
+
+
+def test_the_default_bandwidth_follows_what_precedes_the_gates(samples):
+    gates, _ = samples
+    tokens = PackedGates(PackedGates.pack(gates["conv"]).bits, (3, 5, 5), "linear")
+    metric = TransformationComplexity()
+    metric.update({"tokens": tokens})
+    expected = transformation_complexity({"tokens": tokens}, alpha=0.01).joint_entropy
+    assert metric.compute()["entropy"] == expected == transformation_complexity({"tokens": tokens}).joint_entropy
