@@ -225,14 +225,23 @@ def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.M
     Raises:
         ValueError: The module has no `forward`, and no single network to call instead.
     """
-    networks = [child for child in pl_module.children() if any(True for _ in child.parameters())]
-    network = networks[0] if len(networks) == 1 else pl_module
+    network = network_of(pl_module)
     if type(pl_module).forward.__qualname__ != "LightningModule.forward":
         return pl_module, network
     if network is pl_module:
-        names = ", ".join(name for name, child in pl_module.named_children() if child in networks) or "none"
+        names = ", ".join(name for name, child in pl_module.named_children() if _has_parameters(child)) or "none"
         raise ValueError(f"{type(pl_module).__name__} has no forward, and not one network to call instead ({names})")
     return network, network
+
+
+def network_of(pl_module: pl.LightningModule) -> nn.Module:
+    """Returns the part from which layers are named: the network that has all parameters, otherwise the module."""
+    networks = [child for child in pl_module.children() if _has_parameters(child)]
+    return networks[0] if len(networks) == 1 else pl_module
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def check_finite(features: Mapping[str, Tensor], name: str) -> None:

@@ -69,8 +69,9 @@ class ComplexityLoss(nn.Module):
     Attributes:
         layers: Names of the chosen gating layers; empty before the first batch.
         samples: Number of samples of the last call, on this rank.
-        metrics: What the last call measured, detached: `complexity`, `nonfinite_skips` (how often a layer has been left
-            out so far) and, per layer, `energy/<layer>`, `energy_gap/<layer>` and `acceptance/<layer>`.
+        metrics: What the last call measured, detached: `complexity` and, per layer, `energy/<layer>`,
+            `energy_gap/<layer>` and `acceptance/<layer>`.
+        nonfinite_skips: How often a layer has been left out so far, since its gates or energies were not finite.
 
     Raises:
         ValueError: An option is out of range. A layer does not exist, changes its shape, was named and runs without
@@ -102,6 +103,7 @@ class ComplexityLoss(nn.Module):
         self.layers: tuple[str, ...] = ()
         self.samples = 0
         self.metrics: dict[str, Tensor] = {}
+        self.nonfinite_skips = torch.zeros(())
         self.beta, self.energy_lr, self.seed = beta, energy_lr, seed
         self._model = (model,)  # in a tuple, so that it does not become a submodule
         self._wanted = layers
@@ -257,7 +259,7 @@ class ComplexityLoss(nn.Module):
         """Counts the layers that were left out, and raises after too many steps in a row."""
         self._skipped += ~finite
         self._in_a_row = (self._in_a_row + 1) * ~finite
-        self.metrics["nonfinite_skips"] = self._skipped.sum().float()
+        self.nonfinite_skips = self._skipped.sum().float()
         self._calls += 1
         if self._calls % PATIENCE == 0:
             for name, number in zip(self._energies, self._in_a_row.tolist(), strict=True):

@@ -330,6 +330,7 @@ def test_a_validation_that_calls_the_training_step_teaches_nothing(tmp_path):
     assert [energy.num_updates for energy in callback.loss._energies.values()] == [3, 3]
     assert set(trainer.callback_metrics) == {
         *plain.callback_metrics,
+        "penalty/nonfinite_skips",
         *(f"penalty/{key}" for key in callback.loss.metrics),
     }
 
@@ -437,8 +438,8 @@ def test_leaves_the_module_as_it_was(tmp_path):
 
 def test_what_cannot_be_is_said_in_a_line(tmp_path):
     for options, message in (
-        ({"weight": -1e-3}, "weight is -0.001; expected a weight >= 0"),
-        ({"weight": float("nan")}, "weight is nan; expected a weight >= 0"),
+        ({"weight": -1e-3}, "weight is -0.001; expected a number >= 0"),
+        ({"weight": float("nan")}, "weight is nan; expected a number >= 0"),
         ({"every_n_steps": 0}, "every_n_steps is 0; expected a number >= 1"),
         ({"warmup_steps": -1}, "warmup_steps is -1; expected a number >= 0"),
         ({"beta": -1}, "beta is -1; expected a number > 0"),
@@ -447,7 +448,7 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path):
             ComplexityPenalty(**options)
     by_hand = Stranger()
     by_hand.automatic_optimization = False
-    with pytest.raises(ValueError, match="Stranger optimises by hand.*use netprism.gates.loss.ComplexityLoss"):
+    with pytest.raises(ValueError, match="Stranger optimises manually; use netprism.gates.ComplexityLoss"):
         fit(by_hand, penalty(), folder=tmp_path)
     with pytest.raises(ValueError, match="no gating layer 'conv'; there are: :relu#0, :relu#1"):
         fit(Stranger(), penalty(layers=["conv"]), folder=tmp_path)

@@ -432,7 +432,7 @@ def test_what_cannot_be_is_said_in_a_line():
         ({"l2": -1.0}, "l2 is -1.0; expected a number >= 0"),
         ({"l2": float("nan")}, "l2 is nan; expected a number >= 0"),
         ({"layers": []}, r"layers is \[\]"),
-        ({"widths": (8, 0)}, "widths of an energy model of gates .*: 0; expected a number >= 1"),
+        ({"widths": (8, 0)}, "widths is 0 in an energy model of gates .*; expected a number >= 1"),
         ({"layers": 0}, "layers is 0"),
         ({"beta": 0}, "beta is 0; expected a number > 0"),
         ({"energy_lr": -1.0}, "energy_lr is -1.0; expected a number > 0"),
@@ -470,7 +470,7 @@ def test_what_is_not_finite_is_left_out_and_counted_and_then_stops():
     with loss.watch() as gates:
         net(broken)
     assert loss(gates) == 0
-    assert loss.metrics["nonfinite_skips"] == 2  # both layers
+    assert loss.nonfinite_skips == 2  # both layers
     with loss.watch() as gates:
         net(inputs())
     assert loss(gates).isfinite(), "the energies have not learned the NaN"
@@ -545,7 +545,7 @@ def test_with_half_precision_and_a_gradient_scaler_it_is_the_same_within_roundin
             scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
-        assert complexity.metrics["nonfinite_skips"] == 0
+        assert complexity.nonfinite_skips == 0
         return [parameter.grad for parameter in net.parameters()]
 
     for full, half in zip(last_gradients(False), last_gradients(True), strict=True):
