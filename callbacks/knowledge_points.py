@@ -40,7 +40,7 @@ class KnowledgePoints(Monitor):
     Cost per measurement and layer, N images of R regions with K channels: `num_compared` * 40 K N R^2 multiply-adds for
     the importance, distributed over the ranks, K N^2 R^2 for the matches, and about 50 B^2 R d' for each of `steps`
     (B = 64). That is a tenth of an epoch of ResNet-20 on 50 000 images, so the default is every fifth epoch; see
-    docs/scaling.md. Memory: 4 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB.
+    docs/scaling.md. Memory: 8 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB.
 
     Args:
         layers: Names of layers with feature maps (K, H, W); a vector is one region, with a warning.
