@@ -18,23 +18,23 @@ class Classifier(LightningModule):
     | key, once per epoch | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
     | `train/loss`, `val/loss`, `test/loss` | mean cross-entropy | nats | 0 to infinity | lower |
-    | `train/accuracy`, `val/accuracy`, `test/accuracy` | share of images classified rightly | 1 | 0 to 1 | higher |
+    | `train/accuracy`, `val/accuracy`, `test/accuracy` | fraction of correct images | 1 | 0 to 1 | higher |
 
-    Each is over all images of all processes; those of `train` are taken in train mode while the weights still change.
+    Each value is over all images of all ranks; those of `train` are measured in train mode, while the weights change.
 
     Checkpoints hold no pickled objects. The network is not among the hyper-parameters, so give it when loading one:
     `Classifier.load_from_checkpoint(path, net=..., weights_only=True)`.
 
     Args:
-        net: images (N, ...) to logits (N, num_classes).
-        num_classes: the labels are 0 to num_classes - 1.
-        optimizer: parameters to optimiser. In a config: a class path with its `init_args`.
-        scheduler: optimiser to learning-rate schedule, in a config likewise. Stepped after each epoch;
-            ReduceLROnPlateau follows `val/loss`.
+        net: Network from images (N, ...) to logits (N, num_classes).
+        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        optimizer: Function from parameters to an optimiser; in a config, a class path with its `init_args`.
+        scheduler: Function from an optimiser to a learning-rate schedule; in a config, a class path with its
+            `init_args`. It is stepped after each epoch; ReduceLROnPlateau follows `val/loss`.
 
     Raises:
-        ValueError: on a batch whose labels are out of range or whose logits are not (N, num_classes), and on a training
-            loss that is not finite.
+        ValueError: The labels of a batch are out of range, its logits are not (N, num_classes), or the training loss is
+            not finite.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A classifier that learns with gates of little entropy."""
+"""A classifier that penalises the entropy of its gates."""
 
 from typing import Any
 
@@ -14,18 +14,19 @@ class ComplexityPenalizedClassifier(Classifier):
     """Trains a network with the cross-entropy of its logits + weight * the complexity of its gates.
 
     In each batch the energy models of the gates take a step with the network frozen, then the network takes one with
-    the energy models frozen. A `Classifier` that brings its own `ComplexityPenalty`: its keys are `Classifier`'s and
-    that callback's, its weights and checkpoints those of a `Classifier`. `weight=0` trains like one, to the bit.
+    the energy models frozen. A `Classifier` that brings its own `ComplexityPenalty`: its keys are those of
+    `Classifier` and of that callback, its weights and checkpoints those of a `Classifier`. With `weight=0` it trains
+    bitwise like one.
 
     Args:
-        net: images (N, ...) to logits (N, num_classes).
-        num_classes: the labels are 0 to num_classes - 1.
-        optimizer: parameters to optimiser, as for `Classifier`.
-        scheduler: likewise.
-        weight: weight of the complexity, a sum over layers in nats.
-        **penalty: the other options of `netprism.callbacks.ComplexityPenalty`, such as `layers`.
+        net: Network from images (N, ...) to logits (N, num_classes).
+        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        optimizer: See `Classifier`.
+        scheduler: See `Classifier`.
+        weight: Weight of the complexity, a sum over layers in nats.
+        penalty: Other options of `netprism.callbacks.ComplexityPenalty`, such as `layers`.
 
-    Source: "Understanding, Analyzing, and Optimizing the Complexity of Deep Models", section 4.3 and appendix J.
+    Source: Ren et al. 2022, section 4.3 and appendix J of the first version, https://arxiv.org/abs/2205.01940.
     """
 
     def __init__(
@@ -41,5 +42,5 @@ class ComplexityPenalizedClassifier(Classifier):
         self.penalty = ComplexityPenalty(weight, **penalty)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the penalty to those of the trainer."""
+        """Adds the penalty to the callbacks of the trainer."""
         return [self.penalty]

@@ -27,8 +27,8 @@ def draw(history: History, folder: Path) -> list[Path]:
     """Draws `penalty_curves.png`: a panel a quantity, a line a layer.
 
     Args:
-        history: one row an epoch, with `epoch` and the keys that `ComplexityPenalty` logs, without the prefix.
-        folder: where it goes; it is made.
+        history: One row per epoch, with `epoch` and the keys that `ComplexityPenalty` logs, without the prefix.
+        folder: Folder of the file; it is created.
 
     Returns:
         The file; none without an epoch.
@@ -54,26 +54,26 @@ def penalty_curves(history: History) -> Figure:
     return figure
 
 
-def lambda_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Entropy, accuracy and over-fitting against lambda, and accuracy against entropy, with f and without.
+def weight_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Entropy, accuracy and over-fitting against the weight, and accuracy against entropy, with f and without.
 
     Args:
-        rows: one a training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
-            means over seeds, bands from the lowest to the highest; lambda = 0 stands at the left end.
+        rows: One row per training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
+            means over seeds, bands from the lowest to the highest; weight 0 is at the left end.
     """
     figure = Figure(figsize=(17, 3.6), layout="constrained")
     *swept, trade = panels(figure, 1, 4, 4)
     for prior_only, label, color in ((0, "f + log q", "C0"), (1, "log q alone", "C1")):
         own = [row for row in rows if row["prior_only"] == prior_only or row["weight"] == 0]
-        lambdas = sorted({row["weight"] for row in own})
+        weights = sorted({row["weight"] for row in own})
         for axes, (key, title) in zip(swept, _SWEPT, strict=True):
             _band(
-                axes, lambdas, [[row[key] for row in own if row["weight"] == value] for value in lambdas], color, label
+                axes, weights, [[row[key] for row in own if row["weight"] == value] for value in weights], color, label
             )
             axes.set_title(title, fontsize="medium")
             axes.set_xlabel("λ")
         means = [
-            [np.mean([row[key] for row in own if row["weight"] == v]) for v in lambdas] for key in ("H", "accuracy")
+            [np.mean([row[key] for row in own if row["weight"] == v]) for v in weights] for key in ("H", "accuracy")
         ]
         trade.plot(*means, "o-", color=color, markersize=4, label=label)
         trade.scatter([row["H"] for row in own], [row["accuracy"] for row in own], s=6, color=color, alpha=0.4)
@@ -84,8 +84,8 @@ def lambda_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _band(axes: Axes, lambdas: Sequence[float], values: Sequence[Sequence[float]], color: str, label: str) -> None:
-    axes.set_xscale("symlog", linthresh=min((value for value in lambdas if value > 0), default=1.0))
-    axes.plot(lambdas, [np.mean(v) for v in values], "o-", color=color, markersize=4, label=label)
-    axes.fill_between(lambdas, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
+def _band(axes: Axes, weights: Sequence[float], values: Sequence[Sequence[float]], color: str, label: str) -> None:
+    axes.set_xscale("symlog", linthresh=min((value for value in weights if value > 0), default=1.0))
+    axes.plot(weights, [np.mean(v) for v in values], "o-", color=color, markersize=4, label=label)
+    axes.fill_between(weights, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.15, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)

@@ -44,11 +44,11 @@ def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path,
     """Draws all figures of the gating entropy.
 
     Args:
-        history: one row a measurement, with `epoch` (-1 before training) and the keys that `GatingEntropy` logs.
-        rates: "first", "lowest" and "last" -> `epoch`, `entropy` and `layers`: layer -> counts of activation rates in equal
-            bins.
-        folder: where the files go; it is made.
-        name: how their names begin.
+        history: One row per measurement, with `epoch` (-1 before training) and the keys that `GatingEntropy` logs.
+        rates: What `keep_rates` keeps: "first", "lowest" and "last" -> `epoch`, `entropy` and `layers`, which is layer ->
+            counts of activation rates in equal bins.
+        folder: Folder of the files; it is created.
+        name: Prefix of their names.
 
     Returns:
         The files: `<name>_curves.png`, `<name>_layers.png`, `<name>_activation_rates.png`; none without a measurement.
@@ -81,7 +81,7 @@ def entropy_curves(history: History) -> Figure:
 
 
 def layers_by_epochs(history: History) -> Figure:
-    """H(Sigma_l) as a heat map: a row a layer, the input's first, a column an epoch; training beside test images."""
+    """H(Sigma_l) as a heat map: one row per layer, the input's first, one column per epoch; training beside test images."""
     splits = [(f"{p}entropy/", title) for p, title in (("", "training images"), ("test/", "test images"))]
     keys = dict.fromkeys(key for row in history for key in row)  # a resumed run may have others
     splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in keys)]
@@ -121,14 +121,14 @@ def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure
         axes.set_title(layer, fontsize="small")
         axes.set_yticks([])
     figure.supxlabel("activation rate of a gate")
-    figure.supylabel("share of the gates")
+    figure.supylabel("fraction of the gates")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def _distinct(rates: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The measurements by a label; one that is first and lowest at once comes once."""
+    """The measurements by a label; one that is first and lowest at once is listed once."""
     names: dict[int, list[str]] = {}
     for name in ("first", "lowest", "last"):
         names.setdefault(int(rates[name]["epoch"]), []).append(name)

@@ -1,6 +1,6 @@
 import pytest
 
-from netprism.figures.complexity_loss import draw, lambda_sweep, penalty_curves
+from netprism.figures.complexity_loss import draw, weight_sweep, penalty_curves
 
 
 def history():
@@ -31,7 +31,7 @@ def test_the_sweep_shows_means_and_extremes_of_the_seeds():
         for weight, prior in ((0.0, 1), (1e-3, 1), (1e-3, 0))
         for seed in (0, 2)
     ]
-    figure = lambda_sweep(rows)
+    figure = weight_sweep(rows)
     entropy = figure.axes[0]
     full, prior = entropy.lines
     assert full.get_xdata().tolist() == prior.get_xdata().tolist() == [0, 1e-3]

@@ -1,8 +1,8 @@
-"""What lambda buys: entropy of the gates, accuracy and over-fitting of a small MLP on digits, with f and without.
+"""Entropy of the gates, accuracy and over-fitting of a small MLP on digits by the weight of the loss, with f and without.
 
-    python docs/studies/lambda_sweep.py [seeds]
+    python docs/studies/weight_sweep.py [seeds]
 
-Writes docs/figures/lambda_sweep.png and prints the table of docs/complexity_loss.md. 64-128-128-128-10, Adam 1e-3, 30
+Writes docs/figures/weight_sweep.png and prints the table of docs/complexity_loss.md. 64-128-128-128-10, Adam 1e-3, 30
 epochs of 1437 images of 8 x 8 pixels in batches of 128; the complexity of all three gating layers in every step. H is
 the sum of the three layers' entropies over all training images, log2 1437 = 10.5 bits each at most.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from netprism.datamodules import Digits
 from netprism.figures._common import save
-from netprism.figures.complexity_loss import lambda_sweep
+from netprism.figures.complexity_loss import weight_sweep
 from netprism.gates.entropy import transformation_complexity
 from netprism.gates.loss import ComplexityLoss
 from netprism.gates.record import record_gates
@@ -84,7 +84,7 @@ def main(seeds=3):
         ]
         name = "none" if weight == 0 else "-log q alone" if prior_only else "-f - log q"
         print(f"| {name} | {weight:g} | {' | '.join(cells)} |", flush=True)
-    save(lambda_sweep(rows), Path(__file__).parents[1] / "figures" / "lambda_sweep.png")
+    save(weight_sweep(rows), Path(__file__).parents[1] / "figures" / "weight_sweep.png")
 
 
 if __name__ == "__main__":
