@@ -1,4 +1,4 @@
-"""Distils a feature of a trained network into nets of rising depth: what can so many ReLUs make of it?"""
+"""Distils a feature of a trained network into nets of rising depth: how much of it can l ReLUs reproduce?"""
 
 from __future__ import annotations
 
@@ -7,65 +7,63 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import OptimizerCallable
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from netprism.components.disentangler import ORDERS, Disentanglers, check_orders
-from netprism.components.measures import ComponentMetric
+from netprism.components.disentangler import ORDERS, DisentangledFeature, Disentanglers, check_orders, mimic_losses
 from netprism.components.network_split import SplitNetwork
+from netprism.lightning_modules._base import Batch, TeacherModule
+from netprism.metrics import ComponentMetric
 
-Batch = Sequence[Tensor]
 
-
-class Disentangler(LightningModule):
+class Disentangler(TeacherModule):
     """Trains a disentangler net of each order to mimic the feature of one layer: Phi^(l), all in one training.
 
-    The teacher runs once a batch for all orders. Their losses have no parameter in common, so that one optimiser with a
-    group of parameters for each order, and a schedule for each, is as many optimisers (as long as it treats each
-    parameter for itself, as SGD and Adam do; do not clip the common norm).
+    The teacher runs once per batch for all orders. Their losses have no parameter in common, so one optimiser with a
+    group of parameters and a schedule for each order does the same as one optimiser per order, as long as it treats
+    each parameter by itself, as SGD and Adam do; do not clip the common norm.
 
     Warm start: the orders start one after the other, evenly over the first part of the training, each from the net that
-    the next shallower one is then, block by block, with a fresh optimiser state. So every order looks back on equally
-    many steps, its forebears' and its own. In the residual form it starts as the same function, and its component at 0.
-    An order that has not started counts as the next shallower one.
+    the next shallower one is then, block by block, with a new optimiser state. So every order has had the same number
+    of training steps, counting those of the nets that it was initialised from. In the residual form it starts as the
+    same function, and its component at 0. An order that has not started counts as the next shallower one.
 
     | key, once per epoch | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
-    | `train/loss/<order>` | mean over batches and elements of (f - Phi^(l))^2 | of f, squared | 0 up | lower |
-    | `val/significance/<order>` | Var[c^(l)] / Var[f] | 1 | 0 up | |
-    | `val/unexplained/<order>` | E||f - Phi^(l)||^2 / Var[f] | 1 | 0 up | lower |
-    | `val/unexplained` | mean over the orders | 1 | 0 up | lower |
+    | `train/loss/<order>` | mean over images and elements of (f - Phi^(l))^2 | of f, squared | 0 up | lower |
+    | `train/loss` | sum over the orders that have started | of f, squared | 0 up | lower |
+    | `val/loss/<order>`, `val/loss` | of validation images, summed over all orders | of f, squared | 0 up | lower |
+    | `val/unexplained` | mean over orders of E||f - Phi^(l)||^2 / Var[f] | 1 | 0 up | lower |
 
-    and `test/...` likewise. `netprism.callbacks.FeatureComponents` adds what needs the head: effectiveness,
-    over-fitting, accuracy, pictures.
+    `trainer.test` logs `test/loss/<order>`, `test/loss` and `test/unexplained`.
+
+    `netprism.callbacks.FeatureComponents` logs the components themselves: their significance, and what needs the head,
+    effectiveness, over-fitting and accuracy. It also draws them.
 
     Args:
-        teacher: images (N, ...) to logits; set to eval mode here, never trained, and part of the checkpoints.
-        layer: the layer of the feature, see `netprism.components.network_split.SplitNetwork`.
-        orders: l, numbers of ReLUs, rising, each 3m + 1.
-        width: r: stages of 128 r, 256 r and 512 r channels.
-        skip: residual nets, or stacked ones.
-        warm_start: start each order from the next shallower one; else all at once, at random.
-        warm_start_fraction: share of the training after which the deepest order starts, 0 to 1.
-        input_shape: (C, H, W) of an image; None: the data module's `shape`.
-        head: where the head is not found, the modules that make it; see `SplitNetwork`.
-        optimizer: parameters to optimiser; None: Adam with learning rate 1e-3.
-        decay: each order's learning rate falls by this factor over its steps, exponentially.
+        teacher: Network from images (N, ...) to logits. It is set to eval mode here, never trained, and part of the
+            checkpoints.
+        layer: Layer of the feature, see `netprism.components.SplitNetwork`.
+        orders: Numbers of ReLUs l, rising, each 3m + 1.
+        width: The factor r: stages of 128 r, 256 r and 512 r channels.
+        skip: Whether the nets are residual; otherwise they are stacked.
+        warm_start: Whether each order starts from the next shallower one; otherwise all start at once, at random.
+        warm_start_fraction: Fraction of the training after which the deepest order starts, 0 to 1.
+        input_shape: Shape (C, H, W) of an image; None for the data module's `shape`.
+        head: Names of the modules behind the layer, where they are not found; see `SplitNetwork`.
+        optimizer: Function from parameters to optimiser; None for Adam with learning rate 1e-3.
+        lr_final_factor: Factor by which each order's learning rate falls over its steps, exponentially.
 
     Raises:
-        ValueError: impossible options, an unknown layer (with the list of layers), a constant feature, or a loss that
-            is not finite.
+        ValueError: An option is impossible, a layer unknown (with the list of layers), the feature constant, or a loss
+            not finite.
 
-    Source: "Disentanglement, Visualization and Analysis of Complex Features in DNNs", section 3.1. Learning rate from
-    1e-3 to 1e-5 as its authors had it.
+    Source: Ren et al. 2020, section 3.1, https://arxiv.org/abs/2006.15920. The learning rate falls from 1e-3 to 1e-5 as
+    its authors had it.
     """
-
-    teacher: nn.Module
 
     def __init__(
         self,
@@ -79,41 +77,32 @@ class Disentangler(LightningModule):
         input_shape: tuple[int, ...] | None = None,
         head: list[str] | None = None,
         optimizer: OptimizerCallable | None = None,
-        decay: float = 0.01,
+        lr_final_factor: float = 0.01,
     ) -> None:
-        super().__init__()
-        if not 0 <= warm_start_fraction < 1 or not 0 < decay <= 1:
-            raise ValueError(
-                f"warm_start_fraction is {warm_start_fraction}, decay {decay}; expected 0 <= .. < 1, 0 < .. <= 1"
-            )
+        super().__init__(teacher, input_shape)
+        if not 0 <= warm_start_fraction < 1:
+            raise ValueError(f"warm_start_fraction is {warm_start_fraction}; expected a number >= 0 and < 1")
+        if not 0 < lr_final_factor <= 1:
+            raise ValueError(f"lr_final_factor is {lr_final_factor}; expected a number > 0 and <= 1")
         self.save_hyperparameters(ignore=["teacher", "head", "optimizer"])
         self.orders = check_orders(orders)
         self.width, self.skip, self.warm_start = width, skip, warm_start
-        self.warm_start_fraction, self.decay, self.optimizer = warm_start_fraction, decay, optimizer
-        self.teacher = teacher.requires_grad_(False).eval()
-        self.split = SplitNetwork(teacher, layer, head)
+        self.warm_start_fraction, self.lr_final_factor, self.optimizer = warm_start_fraction, lr_final_factor, optimizer
+        self.cut = SplitNetwork(teacher, layer, head)
         self.starts = [0] * len(self.orders)  # the steps
         self.started = 1 if warm_start else len(self.orders)
         self.disentanglers: Disentanglers | None = None
+        self.metric = ComponentMetric(self.orders)
         if input_shape is not None:
-            self._build(tuple(input_shape))
+            self.configure_model()
 
-    def configure_model(self) -> None:
-        """Makes the nets, once the shape of an image is known."""
-        if self.disentanglers is None:
-            shape = getattr(self.trainer.datamodule, "shape", None)  # type: ignore[attr-defined]
-            if shape is None:
-                raise ValueError("the data module has no `shape` of an image: give input_shape=(C, H, W)")
-            self._build(tuple(shape))
-
-    def train(self, mode: bool = True) -> Disentangler:
-        """All but the teacher, which stays in eval mode."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        """Makes the nets."""
+        shape = self._feature(self.example(input_shape)).shape[1:]
+        self.disentanglers = Disentanglers(input_shape, shape, self.orders, self.width, self.skip)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (N, ...) to Phi^(l) (N, ...), one for each order."""
+        """Maps images (N, ...) to Phi^(l) (N, ...), one for each order."""
         nets = self.nets
         approximations = [net(x) for net in list(nets.nets)[: self.started]]
         return approximations + approximations[-1:] * (len(nets) - self.started)
@@ -125,14 +114,18 @@ class Disentangler(LightningModule):
             raise RuntimeError("the nets are made when the training begins; give input_shape to have them at once")
         return self.disentanglers
 
+    def disentangled_feature(self) -> DisentangledFeature:
+        """Returns the feature with its nets, which `netprism.callbacks.FeatureComponents` measures."""
+        return DisentangledFeature(self.orders, self.cut, self)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimiser with a group of parameters for each order, and the schedule of each group."""
+        """Makes one optimiser with a group of parameters for each order, and the schedule of each group."""
         total = self.trainer.estimated_stepping_batches
         if total == float("inf"):
-            raise ValueError("a training without end: set trainer.max_epochs or trainer.max_steps")
+            raise ValueError("the number of steps is infinite; expected trainer.max_epochs or trainer.max_steps")
         last = max(1, len(self.orders) - 1)
-        share = self.warm_start_fraction if self.warm_start else 0
-        self.starts = [math.ceil(share * total * i / last) for i in range(len(self.orders))]
+        fraction = self.warm_start_fraction if self.warm_start else 0
+        self.starts = [math.ceil(fraction * total * i / last) for i in range(len(self.orders))]
         groups = [{"params": list(net.parameters())} for net in self.nets.nets]
         optimizer = torch.optim.Adam(groups, lr=1e-3) if self.optimizer is None else self.optimizer(groups)
         schedule = LambdaLR(optimizer, [self._falling(start, total) for start in self.starts])
@@ -150,21 +143,18 @@ class Disentangler(LightningModule):
             self.started += 1
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Sum over orders of the mean squared error of a batch."""
-        feature = self._feature(batch[0])
-        approximations = self(batch[0])
-        losses = [F.mse_loss(phi, feature) for phi in approximations[: self.started]]
+        """Returns the sum over orders of the mean squared error of a batch."""
+        images = self.images(batch)
+        losses = mimic_losses(self(images)[: self.started], self._feature(images))
+        for order, loss in zip(self.orders, losses, strict=False):
+            self.check_finite(f"train/loss/{order}", loss)
         total: Tensor = torch.stack(losses).sum()
-        if not total.isfinite():
-            order, loss = next((o, x) for o, x in zip(self.orders, losses, strict=False) if not x.isfinite())
-            remedies = "a smaller learning rate or trainer.precision=32"
-            raise ValueError(f"train/loss/{order} is {loss.item()} at step {self.global_step}: try {remedies}")
-        values = losses + losses[-1:] * (len(self.orders) - self.started)
+        each = losses + losses[-1:] * (len(self.orders) - self.started)
+        values = {f"train/loss/{order}": loss for order, loss in zip(self.orders, each, strict=True)}
         self.log_dict(
-            {f"train/loss/{order}": loss.detach() for order, loss in zip(self.orders, values, strict=True)},
-            on_step=False, on_epoch=True, sync_dist=True, batch_size=len(feature),
+            {key: value.detach() for key, value in {"train/loss": total, **values}.items()},
+            on_step=False, on_epoch=True, sync_dist=True, batch_size=len(images),
         )  # fmt: skip
-        self.log("train/loss", total.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(feature))
         waiting = list(self.nets.nets)[self.started :]
         if self.trainer.world_size == 1 or not waiting:
             return total
@@ -172,55 +162,45 @@ class Disentangler(LightningModule):
         return total + 0.0 * torch.stack([p.sum() for net in waiting for p in net.parameters()]).sum()
 
     def on_validation_epoch_start(self) -> None:
-        """Begins to count."""
-        self._meter = ComponentMetric(self.orders)
+        """Forgets the images of the last validation."""
+        self.metric.reset()
 
     def validation_step(self, batch: Batch) -> None:
-        """Counts a batch."""
-        self._meter.update(self._feature(batch[0]), self(batch[0]))
+        """Adds a batch."""
+        images = self.images(batch)
+        self.metric.update(self._feature(images), self(images))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the components over all images of all processes."""
-        self._log_components("val")
+        """Logs how far the nets are from the feature, over all images of all processes."""
+        self._log_errors("val")
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_test_epoch_end(self) -> None:
-        """Logs the components over all images of all processes."""
-        self._log_components("test")
+        """Logs how far the nets are from the feature, over all images of all processes."""
+        self._log_errors("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds how many orders have started."""
         checkpoint["started_orders"] = self.started
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Goes on with the orders that had started."""
+        """Continues with the orders that had started."""
         self.started = checkpoint["started_orders"]
-
-    def _build(self, input_shape: tuple[int, ...]) -> None:
-        device = next((p.device for p in self.teacher.parameters()), self.device)
-        # not zeros: where nothing is left after a ReLU, any two layers return the same
-        noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)).to(device)
-        shape = self._feature(noise).shape[1:]
-        self.disentanglers = Disentanglers(input_shape, shape, self.orders, self.width, self.skip)
-        self.hparams["input_shape"] = input_shape
 
     @torch.no_grad()
     def _feature(self, x: Tensor) -> Tensor:
-        return self.split.feature(x)
+        return self.cut.feature(x)
 
     def _falling(self, start: int, total: float) -> Callable[[int], float]:
         """The factor of the learning rate of an order that starts at a step."""
-        return lambda step: self.decay ** (max(0, step - start) / max(1, total - start))
+        return lambda step: self.lr_final_factor ** (max(0, step - start) / max(1, total - start))
 
-    def _log_components(self, stage: str) -> None:
-        self._meter.all_reduce()
-        found = self._meter.compute()
-        values = {f"{stage}/unexplained": sum(found.unexplained) / len(self.orders)}
-        for i, order in enumerate(self.orders):
-            values |= {
-                f"{stage}/significance/{order}": found.significance[i],
-                f"{stage}/unexplained/{order}": found.unexplained[i],
-            }
-        # The ranks agree already: a maximum keeps the value to the bit, where a mean may round.
+    def _log_errors(self, stage: str) -> None:
+        found = self.metric.components()
+        elements = math.prod(self.nets[0].feature_shape)
+        losses = [value * found.feature_variance / elements for value in found.unexplained]
+        values = {f"{stage}/loss/{order}": loss for order, loss in zip(self.orders, losses, strict=True)}
+        values |= {f"{stage}/loss": sum(losses), f"{stage}/unexplained": sum(found.unexplained) / len(self.orders)}
+        # The ranks agree already: a maximum keeps the value bitwise, where a mean may round.
         self.log_dict(values, sync_dist=True, reduce_fx="max")

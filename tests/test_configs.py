@@ -56,7 +56,7 @@ LOGGED = {
     "classify": "val/accuracy",
     "complexity_loss": "penalty/complexity",
     "components": "components/significance/4",
-    "reliability": "val/reliability",
+    "reliability": "reliability/test/reliability",
     "discarding": "discarding/SID",
     "discarding/decoder": "val/mse",
     "knowledge": "knowledge/",

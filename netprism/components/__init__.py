@@ -10,8 +10,8 @@ from netprism.components.measures import Components, components, overfitting, si
 from netprism.components.network_split import SplitNetwork
 from netprism.components.regressor import component_ratios, cross_validate, fit_plane
 from netprism.components.reliability import reliable_part, round_trips
-from netprism.components.reliability_meter import Reliability
 from netprism.components.reliable_nets import ReliableNets
+from netprism.components.reliable_variance import Reliability
 from netprism.components.shapley import sampled_shapley_values, shapley_values
 
 __all__ = [  # in reading order

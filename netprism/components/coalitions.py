@@ -16,21 +16,21 @@ _ELEMENTS = 2**24  # numbers in the features of the coalitions that are evaluate
 def coalition_losses(
     head: Head, parts: Sequence[Tensor], rest: Tensor, labels: Tensor, members: Tensor, additive: bool | None = None
 ) -> Tensor:
-    """Summed cross-entropy of the head on `rest + sum of the parts in a coalition`, for many coalitions.
+    """Returns the cross-entropy of the head on `rest + sum of the parts in a coalition`, for many coalitions.
 
-    Where the head is affine, as pooling and a linear layer are, it is run once for each part, and coalitions add up
-    logits: L + 1 runs in place of 2^L, and 4 to see it. (A head that starts with a ReLU is not.)
+    Where the head is affine, as pooling and a linear layer are, it is run once per part, and coalitions add up logits:
+    L + 1 runs instead of 2^L, and 4 to find out. A head that starts with a ReLU is not affine.
 
     Args:
-        head: features `(k, ...)` to logits `(k, classes)`.
+        head: Function from features `(k, ...)` to logits `(k, classes)`.
         parts: L tensors `(N, ...)`.
-        rest: `(N, ...)`, in every coalition.
-        labels: `(N,)` integer classes.
-        members: bool `(m, L)`.
-        additive: whether the head is affine; None: it is tried.
+        rest: Tensor `(N, ...)` that is in every coalition.
+        labels: Integer classes `(N,)`.
+        members: Bool `(m, L)`, the members of each coalition.
+        additive: Whether the head is affine; None to try it.
 
     Returns:
-        `(m,)` float64, nats, sums over the N samples. Memory: 2^24 numbers, or one coalition's features.
+        `(m,)` in float64, nats, sums over the N samples. Memory: 2^24 numbers, or one coalition's features.
     """
     if additive is None:
         additive = is_affine(head, rest + torch.stack(list(parts)).sum(0))
@@ -47,7 +47,7 @@ def coalition_losses(
 
 
 def is_affine(head: Head, features: Tensor) -> bool:
-    """Whether a head is affine, tried on features `(N, ...)` and on differences of them, which have other signs."""
+    """Tells whether a head is affine, from features `(N, ...)` and differences of them, which have other signs."""
     others = features.roll(1, dims=0)
     zero = head(torch.zeros_like(features))
     expected = head(features) - 2 * (head(others) - zero)
@@ -56,6 +56,6 @@ def is_affine(head: Head, features: Tensor) -> bool:
 
 
 def summed_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (m, N, classes) to (m,) float64: cross-entropies, summed over samples."""
+    """Maps logits (m, N, classes) to cross-entropies (m,) in float64, summed over samples."""
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
     return losses.view(len(logits), -1).double().sum(dim=1)

@@ -1,18 +1,21 @@
-"""Disentangler nets: a fixed width and a chosen number of ReLUs, to find out how much of a feature so many can make."""
+"""Disentangler nets: a fixed width and a chosen number of ReLUs, to find out how much of a feature these can make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netprism.components.network_split import SplitNetwork
 from netprism.nets._layers import conv3x3, kaiming_convs, subsample_and_pad
 
-ORDERS = (4, 7, 13, 25, 49, 97)  # of the paper: 1, 2, 4, 8, 16 and 32 blocks a stage
+ORDERS = (4, 7, 13, 25, 49, 97)  # the paper's: 1, 2, 4, 8, 16 and 32 blocks per stage
+FEW_ORDERS = ORDERS[:4]  # those of its experiments on reliability
 
 _BIG = 64  # pixels of the shorter side from which on images are first reduced four times, as in networks for them
 
@@ -21,8 +24,8 @@ class Block(nn.Module):
     """One layer of weights and one ReLU: `ReLU(BN(layer(x)) + shortcut(x))`, or stacked without the shortcut.
 
     Args:
-        layer: a 3x3 convolution or a linear layer.
-        skip: whether there is a shortcut; it has no parameters, and wants as many outputs as inputs or more.
+        layer: A 3x3 convolution or a linear layer.
+        skip: Whether there is a shortcut. It has no parameters, and the layer needs at least as many outputs as inputs.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, skip: bool) -> None:
@@ -36,7 +39,7 @@ class Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) or (N, D) to the same with the layer's number of outputs, H and W divided by its stride."""
+        """Maps (N, C, H, W) or (N, D) to the layer's number of outputs, with H and W divided by its stride."""
         y: Tensor = self.bn(self.layer(x))
         if self.skip and isinstance(self.layer, nn.Conv2d):
             y = y + subsample_and_pad(x, self.layer.out_channels, self.layer.stride[0])
@@ -47,29 +50,29 @@ class Block(nn.Module):
 
 
 class DisentanglerNet(nn.Module):
-    """Phi^(l): mimics a feature with l = 3m + 1 ReLUs and 3m + 2 layers of weights.
+    """Phi^(l): a net that mimics a feature with l = 3m + 1 ReLUs and 3m + 2 layers of weights.
 
-    A first convolution, three stages of m blocks with 128 r, 256 r and 512 r channels, and a 1x1 convolution to the
-    feature's channels. The body is halved in size as often as the feature asks for: up to three times by strides of the
-    stages, and twice more by a 7x7 convolution and a max-pool for images of more than 64 pixels. A feature whose size
-    is no such fraction (or 1 x 1) is met by averaging over adaptive windows before the last convolution, which is
-    linear and so adds no order. A feature without positions, (D,), gets linear layers in place of all convolutions, on
-    the flattened input.
+    It consists of a first convolution, three stages of m blocks with 128 r, 256 r and 512 r channels, and a 1x1
+    convolution to the feature's channels. The size is halved as often as the feature's size requires: up to three times
+    by strides of the stages, and twice more by a 7x7 convolution and a max-pool for images of more than 64 pixels. A
+    feature whose size is no such fraction (or 1 x 1) is met by averaging over adaptive windows before the last
+    convolution, which is linear and so adds no order. For a feature without positions, (D,), all convolutions are
+    replaced by linear layers on the flattened input.
 
     Args:
-        input_shape: of one input, (C, H, W); any shape for a feature (D,).
-        feature_shape: of one feature, (C, H, W) or (D,).
-        order: l, one of 4, 7, 10, 13, ...
-        width: r; the stages have 128 r, 256 r and 512 r channels.
-        skip: the residual form, or without shortcuts the stacked one.
+        input_shape: Shape of one input, (C, H, W); any shape for a feature (D,).
+        feature_shape: Shape of one feature, (C, H, W) or (D,).
+        order: The order l, one of 4, 7, 10, 13, ...
+        width: The factor r; the stages have 128 r, 256 r and 512 r channels.
+        skip: Whether the net is residual; otherwise it is stacked, without shortcuts.
 
     Raises:
-        ValueError: an order that is not 3m + 1, a width without a whole number of channels, or shapes of other forms.
+        ValueError: The order is not 3m + 1, the width gives no whole number of channels, or a shape has another form.
 
     Shape:
         (N, *input_shape) to (N, *feature_shape).
 
-    Source: "Disentanglement, Visualization and Analysis of Complex Features in DNNs", section 3.1, appendix A, fig. 10.
+    Source: Ren et al. 2020, section 3.1, appendix A, fig. 10, https://arxiv.org/abs/2006.15920.
 
     Example:
         >>> net = DisentanglerNet((3, 32, 32), (64, 8, 8), order=7, width=0.125)
@@ -103,8 +106,8 @@ class DisentanglerNet(nn.Module):
             out = nn.Conv2d(widths[-1], self.feature_shape[0], kernel_size=1)
         else:
             raise ValueError(
-                f"features of shape {self.feature_shape} from inputs of shape {self.input_shape}: expected "
-                "(C, H, W) from (C, H, W), or (D,)"
+                f"feature_shape is {self.feature_shape} for inputs of shape {self.input_shape}; expected (C, H, W) for "
+                "(C, H, W), or (D,)"
             )
         self.first = first
         self.stages = nn.ModuleList(
@@ -112,7 +115,7 @@ class DisentanglerNet(nn.Module):
             for inputs, outputs, stride in zip((widths[0], *widths[:-1]), widths, strides, strict=True)
         )
         kaiming_convs(self)
-        # The first guess is 0. From kaiming's weights, 150 steps left 2.1 of a feature's variance unexplained, not .05.
+        # The first guess is 0. 150 steps from kaiming's weights left 2.1 of a feature's variance unexplained, not .05.
         for parameter in out.parameters():
             nn.init.zeros_(parameter)
         self.out = out
@@ -123,34 +126,34 @@ class DisentanglerNet(nn.Module):
         return stage_widths(self.width)[-1]
 
     def body(self, x: Tensor) -> Tensor:
-        """The net with all its l ReLUs and without `out`: (N, 512 r, H, W) of the feature's size, or (N, 512 r)."""
+        """Runs all l ReLUs without `out`: returns (N, 512 r, H, W) of the feature's size, or (N, 512 r)."""
         x = self.first(x)
         for stage in self.stages:
             x = stage(x)
         return x if self.size is None or x.shape[-2:] == self.size else F.adaptive_avg_pool2d(x, self.size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, *input_shape) to (N, *feature_shape)."""
+        """Maps (N, *input_shape) to (N, *feature_shape)."""
         feature: Tensor = self.out(self.body(x))
         return feature
 
     @torch.no_grad()
     def start_from(self, shallower: DisentanglerNet) -> None:
-        """Takes over a shallower net: its first and last layer, and block by block what it has of each stage.
+        """Copies the weights of a shallower net: its first and last layer, and the blocks that it has of each stage.
 
         In the residual form the blocks that it lacks start with a BatchNorm weight of zero. They pass their input on
-        unchanged, so that this net begins as the very function that the shallower one is. (Stacked, they start at
-        random, and the function is another one.)
+        unchanged, so that this net begins as exactly the function of the shallower one. In the stacked form they start
+        at random, and the function is another one.
 
         Raises:
-            ValueError: a net that is deeper, or differs in more than the order.
+            ValueError: The other net is deeper, or differs in more than the order.
         """
         alike = ("input_shape", "feature_shape", "width", "skip")
         differs = [name for name in alike if getattr(self, name) != getattr(shallower, name)]
         if differs or shallower.order > self.order:
             what = differs[0] if differs else "order"
             raise ValueError(
-                f"cannot start from {what} {getattr(shallower, what)}: {what} is {getattr(self, what)} here"
+                f"{what} of the shallower net is {getattr(shallower, what)}; expected {getattr(self, what)}"
             )
         self.first.load_state_dict(shallower.first.state_dict())
         self.out.load_state_dict(shallower.out.state_dict())
@@ -164,17 +167,17 @@ class DisentanglerNet(nn.Module):
 
 
 class Disentanglers(nn.Module):
-    """One disentangler net an order, shallow to deep: Phi^(l) for several l.
+    """One disentangler net per order, shallow to deep: Phi^(l) for several l.
 
     Args:
-        input_shape: of one input, as in `DisentanglerNet`.
-        feature_shape: of one feature, likewise.
-        orders: numbers of ReLUs, rising.
-        width: r of each net.
-        skip: whether each net is residual.
+        input_shape: Shape of one input, as in `DisentanglerNet`.
+        feature_shape: Shape of one feature, as in `DisentanglerNet`.
+        orders: Numbers of ReLUs, rising.
+        width: The factor r of each net.
+        skip: Whether each net is residual.
 
     Raises:
-        ValueError: orders that do not rise or are not 3m + 1, and what `DisentanglerNet` raises.
+        ValueError: The orders do not rise or are not 3m + 1, or `DisentanglerNet` refuses an option.
     """
 
     def __init__(
@@ -192,11 +195,11 @@ class Disentanglers(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Inputs (N, ...) to Phi^(l) (N, ...), one for each order."""
+        """Maps inputs (N, ...) to Phi^(l) (N, ...), one for each order."""
         return [net(x) for net in self.nets]
 
     def __getitem__(self, position: int) -> DisentanglerNet:
-        """The net of the order at this position."""
+        """Returns the net of the order at this position."""
         net = self.nets[position]
         assert isinstance(net, DisentanglerNet)
         return net
@@ -205,36 +208,88 @@ class Disentanglers(nn.Module):
         return len(self.orders)
 
 
+@dataclass(frozen=True)
+class DisentangledFeature:
+    """A feature of a trained network, and the nets that mimic it.
+
+    A LightningModule that returns one from a method `disentangled_feature()` is measured by
+    `netprism.callbacks.FeatureComponents` with its own nets.
+
+    Attributes:
+        orders: The orders l, rising.
+        cut: The network, cut at the layer of the feature.
+        approximate: Function from images (N, ...) to Phi^(l) (N, ...), one for each order.
+    """
+
+    orders: tuple[int, ...]
+    cut: SplitNetwork
+    approximate: Callable[[Tensor], list[Tensor]]
+
+
+def mimic_losses(approximations: Iterable[Tensor], feature: Tensor) -> list[Tensor]:
+    """Returns the mean over samples and elements of (f - Phi^(l))^2, one for each order."""
+    return [F.mse_loss(phi, feature) for phi in approximations]
+
+
+def distil(
+    nets: Disentanglers,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    steps: int,
+    learning_rate: float = 1e-3,
+    lr_final_factor: float = 0.01,
+) -> None:
+    """Trains disentangler nets to mimic a feature, with Adam, all orders in each step; leaves them in eval mode.
+
+    Args:
+        nets: The nets.
+        batches: Pairs of images `(N, ...)` and features `(N, ...)`, one pair per step.
+        steps: Number of steps over which the learning rate falls.
+        learning_rate: Learning rate of Adam at the start.
+        lr_final_factor: Factor of the learning rate at the end; it falls exponentially.
+    """
+    nets.train()
+    optimizer = torch.optim.Adam(nets.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, lr_final_factor ** (1 / steps))
+    for images, feature in batches:
+        with torch.enable_grad():
+            loss = torch.stack(mimic_losses(nets(images), feature)).sum()
+            optimizer.zero_grad()
+            loss.backward()
+        optimizer.step()
+        schedule.step()
+    nets.eval()
+
+
 def check_orders(orders: Sequence[int]) -> tuple[int, ...]:
-    """The orders as a tuple.
+    """Returns the orders as a tuple.
 
     Raises:
-        ValueError: none, one that is not 3m + 1, or orders that do not rise.
+        ValueError: There are none, one is not 3m + 1, or they do not rise.
     """
     for order in orders:
         blocks_of_order(order)
     if not orders or any(a >= b for a, b in pairwise(orders)):
-        raise ValueError(f"orders are {tuple(orders)}; expected one or more that rise, such as {ORDERS}")
+        raise ValueError(f"orders is {tuple(orders)}; expected one or more that rise, such as {ORDERS}")
     return tuple(orders)
 
 
 def blocks_of_order(order: int) -> int:
-    """The m of l = 3m + 1.
+    """Returns m of l = 3m + 1.
 
     Raises:
-        ValueError: if there is no m >= 1.
+        ValueError: There is no m >= 1.
     """
     blocks, rest = divmod(order - 1, 3)
     if rest or blocks < 1:
-        raise ValueError(f"order is {order}; expected 3m + 1 with m >= 1 blocks a stage: 4, 7, 10, 13, ...")
+        raise ValueError(f"order is {order}; expected 3m + 1 with m >= 1 blocks per stage: 4, 7, 10, 13, ...")
     return blocks
 
 
 def stage_widths(width: float) -> tuple[int, int, int]:
-    """128 r, 256 r and 512 r.
+    """Returns 128 r, 256 r and 512 r.
 
     Raises:
-        ValueError: if 128 r is not a whole number >= 1.
+        ValueError: 128 r is not a whole number >= 1.
     """
     channels = round(128 * width)
     if channels < 1 or channels != 128 * width:
@@ -243,7 +298,7 @@ def stage_widths(width: float) -> tuple[int, int, int]:
 
 
 def halvings(size: Sequence[int], wanted: Sequence[int]) -> int:
-    """How often a size can be halved, rounding up, and still be no smaller than the wanted one in both directions.
+    """Returns how often a size can be halved, rounding up, without becoming smaller than the wanted one anywhere.
 
     Example:
         >>> halvings((32, 32), (8, 8)), halvings((224, 224), (14, 14)), halvings((28, 28), (5, 5))

@@ -1,4 +1,4 @@
-"""A trained network, cut in two at a layer: the feature f(x) there, and the head g that makes logits of it."""
+"""A trained network, cut in two at a layer: the feature f(x) there, and the head g that turns it into logits."""
 
 from __future__ import annotations
 
@@ -10,49 +10,58 @@ from torch import Tensor, nn
 
 from netprism.gates.calls import GateCall, watch_gates
 from netprism.module_names import module_names, run_eagerly
-from netprism.taps import tap
+from netprism.taps import find_layer, tap
 
 
 class SplitNetwork:
     """A network as f and g with logits g(f(x)), where f is the output of a named layer.
 
-    A layer that is made of several and returns what its last activation gives, as a residual block does, is cut before
+    A layer that consists of several and returns what its last activation gives, as a residual block does, is cut before
     this activation: f is its input, and the head g begins with it. To cut behind it, name the activation's own module.
 
-    The head is the network itself with the layer's output replaced, so nothing of its code has to be known. What lies
-    before the layer runs along on one blank input, a cost that does not grow with the batch (on as many as there are
-    features where the network asks its input for the batch size).
+    The head is the network itself with the layer's output replaced, so nothing of its code has to be known. The layers
+    before run too, on one blank input: a cost that does not grow with the batch. Where the network reads the batch size
+    from its input, one blank input per feature is used.
 
-    The network is used as it is: put it in eval mode, and call this under `torch.no_grad()` where that is meant.
+    The network is used in the mode that it has: put it in eval mode, and call this under `torch.no_grad()` where that
+    is meant.
 
     Args:
-        network: takes one tensor `(N, ...)`; returns logits `(N, classes)`, or a mapping that has them as "logits".
-        layer: one of `netprism.taps.layer_names(network)`; `relu#1` is the second call of the module `relu`.
-        head: None to find it; else a module that takes the layer's output, or names of the network's modules that make
-            logits of it one after the other (vectors are flattened before a linear layer), such as `["avgpool", "fc"]`.
+        network: Takes one tensor `(N, ...)`; returns logits `(N, classes)`, or a mapping that has them as "logits".
+        layer: A name out of `netprism.taps.layer_names(network)`; `relu#1` is the second call of the module `relu`.
+        head: None to find it; otherwise a module that takes the layer's output, or names of the network's modules that
+            turn it into logits one after the other (vectors are flattened before a linear layer), such as
+            `["avgpool", "fc"]`.
+        relative_to: A part of the network; layers may then be named as seen from there, as well as from the network.
 
     Example:
         >>> network = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), nn.Linear(3, 2))
-        >>> split = SplitNetwork(network, "0")
+        >>> cut = SplitNetwork(network, "0")
         >>> x = torch.randn(4, 2)
-        >>> split.find_head(x)
-        >>> torch.equal(split.feature(x), network[0][0](x)), torch.equal(split.head(split.feature(x)), network(x))
+        >>> cut.find_head(x)
+        >>> torch.equal(cut.feature(x), network[0][0](x)), torch.equal(cut.head(cut.feature(x)), network(x))
         (True, True)
     """
 
-    def __init__(self, network: nn.Module, layer: str, head: nn.Module | Sequence[str] | None = None) -> None:
-        self.network, self.layer = network, layer
+    def __init__(
+        self,
+        network: nn.Module,
+        layer: str,
+        head: nn.Module | Sequence[str] | None = None,
+        relative_to: nn.Module | None = None,
+    ) -> None:
+        self.network, self.layer, self.relative_to = network, layer, relative_to
         self._given = head
         self._ending: GateCall | None = None  # the activation that ends the layer
         self._blank: Tensor | None = None  # one input of zeros
-        self._blanks_as_features = False
+        self._one_blank_per_feature = False
 
     def feature(self, x: Tensor) -> Tensor:
-        """Inputs `(N, ...)` to f `(N, ...)`, without gradients.
+        """Maps inputs `(N, ...)` to f `(N, ...)`, without gradients.
 
         Raises:
-            ValueError: the network has no such layer; the message lists those that it has.
-            TypeError: the layer returns something else than one tensor.
+            ValueError: The network has no such layer; the message lists those that it has.
+            TypeError: The layer does not return one tensor.
         """
         if self._blank is None:
             return self._first_feature(x)
@@ -68,12 +77,13 @@ class SplitNetwork:
         """Finds out how g is run, and checks that g(f(x)) are the network's own logits; once, before `head`.
 
         Raises:
-            ValueError: they are not: a skip connection goes around the layer, or the given head is another one.
-            TypeError: the network returns no logits.
+            ValueError: They are not: a skip connection passes the layer by, or the given head is another one.
+            TypeError: The network returns no logits.
         """
         feature = self.feature(x)
         logits = logits_of(self._run(x)[1])
-        for self._blanks_as_features in (False, True):
+        for one_blank_per_feature in (False, True):
+            self._one_blank_per_feature = one_blank_per_feature
             try:
                 found = self.head(feature)
             except (RuntimeError, IndexError):  # torch's errors of shapes that do not fit
@@ -82,29 +92,32 @@ class SplitNetwork:
                 return
         name = type(self.network).__name__
         if self._given is not None:
-            raise ValueError(f"the head {self._given} makes other logits of layer {self.layer!r} than {name} does")
+            raise ValueError(f"head is {self._given}; expected one that makes the logits of {name} of {self.layer!r}")
         raise ValueError(
-            f"the head cannot be found: {name} makes its logits of more than layer {self.layer!r}; name a later layer, "
-            'or the modules of the head: head=["avgpool", "fc"]'
+            f"the head cannot be found: {name} makes its logits of more than layer {self.layer!r}; expected a later "
+            'layer, or the modules of the head: head=["avgpool", "fc"]'
         )
 
     def head(self, feature: Tensor) -> Tensor:
-        """F `(N, ...)` to logits `(N, classes)`; gradients flow. `find_head` has to be called before."""
+        """Maps f `(N, ...)` to logits `(N, classes)`; gradients flow. `find_head` has to be called before."""
         if self._blank is None:
-            raise RuntimeError("call find_head first")
-        value = feature if self._ending is None else self._ending.rerun(feature.clone())  # it may work in place
+            raise RuntimeError("the head is not known yet: call find_head first")
+        value = feature.clone()  # what follows may work in place
+        if self._ending is not None:
+            value = self._ending.rerun(value)
         if self._given is None:
             return self._run_on(value)
         if isinstance(self._given, nn.Module):
             return logits_of(self._given(value))
-        for module in map(self._module, self._given):
+        for name in self._given:
+            module = find_layer(self.network, name, self.relative_to)
             value = module(value.flatten(1) if isinstance(module, nn.Linear) else value)
         return value
 
     def _first_feature(self, x: Tensor) -> Tensor:
-        """Also finds where the layer ends."""
+        """The feature of the first call, which also finds where the layer ends."""
         inside: list[GateCall] = []
-        own = self.layer.partition("#")[0]
+        own = module_names(self.network)[self._module]
 
         def visit(call: GateCall) -> None:
             if call.layer.startswith((f"{own}.", f"{own}:")):
@@ -118,14 +131,14 @@ class SplitNetwork:
 
     def _run(self, x: Tensor) -> tuple[Tensor, object]:
         """The layer's output and the network's."""
-        with tap(self.network, [self.layer], detach=True) as features:
+        with tap(self.network, [self.layer], detach=True, relative_to=self.relative_to) as features:
             output = self.network(x)
         return features[self.layer], output
 
     def _run_on(self, value: Tensor) -> Tensor:
         """The network's logits where the layer returns `value`."""
         assert self._blank is not None
-        name, _, number = self.layer.partition("#")
+        number = self.layer.partition("#")[2]
         calls = 0
 
         def swap(module: nn.Module, args: object, output: object) -> Tensor | None:
@@ -133,27 +146,25 @@ class SplitNetwork:
             calls += 1
             return value if calls == int(number or 0) + 1 else None
 
-        count = len(value) if self._blanks_as_features else 1
+        count = len(value) if self._one_blank_per_feature else 1
         blank = self._blank.to(value.device).expand(count, *self._blank.shape[1:])
-        handle = self._module(name).register_forward_hook(swap)
+        handle = self._module.register_forward_hook(swap)
         try:
             with run_eagerly():
                 return logits_of(self.network(blank))
         finally:
             handle.remove()
 
-    def _module(self, name: str) -> nn.Module:
-        for module, path in module_names(self.network).items():
-            if path == name:
-                return module
-        raise ValueError(f"{type(self.network).__name__} has no module {name!r} for its head")
+    @property
+    def _module(self) -> nn.Module:
+        return find_layer(self.network, self.layer.partition("#")[0], self.relative_to)
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits of what a classifier returns: the tensor itself, or what a mapping has as "logits".
+    """Returns the logits of what a classifier returns: the tensor itself, or what a mapping has as "logits".
 
     Raises:
-        TypeError: neither.
+        TypeError: It is neither.
     """
     logits = output.get("logits") if isinstance(output, Mapping) else output
     if not isinstance(logits, Tensor):
@@ -162,7 +173,7 @@ def logits_of(output: object) -> Tensor:
 
 
 def _kept(call: GateCall) -> GateCall:
-    """With a copy of the input: the network may go on in place."""
+    """The call with a copy of the input: the network may continue in place."""
     return replace(call, input=call.input.detach().clone())
 
 

@@ -1,4 +1,4 @@
-"""Shapley values: what each player of a game is worth, on average over all orders in which players can join."""
+"""Shapley values: the gain when a player joins a game, on average over all orders in which players can join."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 EXACT_PLAYERS = 12  # 4096 coalitions; one player more doubles them
-DEFAULT_SAMPLES = 1000  # permutations, where there are too many players for all coalitions
+DEFAULT_SAMPLES = 1000  # permutations where there are too many players for all coalitions
 
 Value = Callable[[Tensor], Tensor]
 
@@ -23,26 +23,26 @@ class Estimate(NamedTuple):
 
 
 def shapley_values(value: Value, players: int, samples: int | None = None, *, seed: int = 0) -> Tensor:
-    """The Shapley value of every player of a game.
+    """Returns the Shapley value of every player of a game.
 
     `phi_i = sum over S without i of |S|! (L - |S| - 1)! / L! * (v(S + i) - v(S))`; the sum over players is
-    v(all) - v(none), to rounding in float64, exact or sampled.
+    v(all) - v(none), up to rounding in float64, exact or sampled.
 
     Args:
-        value: v. Takes coalitions, bool `(m, L)` on the CPU, true for the players in it; returns the value of each,
-            `(m,)`. It is asked once for all coalitions that are needed: `2^L` if exact, else up to
-            `samples * (L - 1) + 2`, none twice.
-        players: L, at least 1.
-        samples: permutations to draw. None: exact for up to 12 players, beyond that 1000 permutations.
-        seed: of the permutations.
+        value: The function v. It takes coalitions, bool `(m, L)` on the CPU, true for the players in it, and returns
+            the value of each, `(m,)`. It is called once for all coalitions that are needed, none of them twice: `2^L`
+            if exact, otherwise up to `samples * (L - 1) + 2`.
+        players: Number of players L, at least 1.
+        samples: Number of permutations to draw. None: exact for up to 12 players, beyond that 1000 permutations.
+        seed: Seed of the permutations.
 
     Returns:
-        `(L,)` float64 on the CPU, in the unit of `value`. `sampled_shapley_values` also gives standard errors.
+        `(L,)` in float64 on the CPU, in the unit of `value`. `sampled_shapley_values` also gives standard errors.
 
     Raises:
-        ValueError: fewer than one player, fewer than two samples, or values of another shape or not finite.
+        ValueError: There are fewer than one player or two samples, or values have another shape or are not finite.
 
-    Source: "A Value for n-Person Games" (Shapley, 1953).
+    Source: Shapley 1953, "A Value for n-Person Games", https://doi.org/10.1515/9781400881970-018.
 
     Example:
         >>> shapley_values(lambda coalitions: coalitions.sum(1) ** 2, players=3).tolist()
@@ -66,23 +66,24 @@ def shapley_values(value: Value, players: int, samples: int | None = None, *, se
 
 
 def sampled_shapley_values(value: Value, players: int, samples: int = DEFAULT_SAMPLES, *, seed: int = 0) -> Estimate:
-    """Shapley values from random permutations: the mean gain when a player joins those before it.
+    """Returns Shapley values from random permutations: the mean gain when a player joins those before it.
 
-    Unbiased, with the error of a mean: it falls as 1 / sqrt(samples).
+    The estimate is unbiased. Its error is that of a mean and falls as 1 / sqrt(samples).
 
     Args:
-        value: as in `shapley_values`.
-        players: L, at least 1.
-        samples: permutations, at least 2, drawn with replacement.
-        seed: of the permutations.
+        value: The function v, as in `shapley_values`.
+        players: Number of players L, at least 1.
+        samples: Number of permutations, at least 2, drawn with replacement.
+        seed: Seed of the permutations.
 
     Returns:
-        `.values` and `.standard_error`, each `(L,)` float64 on the CPU.
+        `.values` and `.standard_error`, each `(L,)` in float64 on the CPU.
 
     Raises:
-        ValueError: as in `shapley_values`.
+        ValueError: The same as of `shapley_values`.
 
-    Source: "Polynomial Calculation of the Shapley Value Based on Sampling" (Castro, Gomez, Tejada, 2009), section 3.
+    Source: Castro, Gomez, Tejada 2009, "Polynomial Calculation of the Shapley Value Based on Sampling", section 3,
+    https://doi.org/10.1016/j.cor.2008.04.004.
     """
     if players < 1 or samples < 2:
         raise ValueError(f"players is {players} and samples {samples}; expected 1 or more, and 2 or more")
@@ -98,7 +99,7 @@ def sampled_shapley_values(value: Value, players: int, samples: int = DEFAULT_SA
 
 
 def all_coalitions(players: int) -> Tensor:
-    """Bool `(2^L, L)`: coalition k has the players whose bits are set in k.
+    """Returns bool `(2^L, L)`: coalition k has the players whose bits are set in k.
 
     Example:
         >>> all_coalitions(2).int().tolist()
@@ -111,7 +112,7 @@ def _ask(value: Value, members: Tensor) -> Tensor:
     """The values of coalitions, in float64."""
     worth = torch.as_tensor(value(members)).detach().to("cpu", torch.float64)
     if worth.shape != (len(members),):
-        raise ValueError(f"value returned shape {tuple(worth.shape)} for {len(members)} coalitions; one number each")
+        raise ValueError(f"value returned shape {tuple(worth.shape)}; expected ({len(members)},), one per coalition")
     if not worth.isfinite().all():
         first = int((~worth.isfinite()).nonzero()[0])
         coalition = members[first].nonzero().flatten().tolist()

@@ -43,16 +43,16 @@ def draw(
     """Draws all figures.
 
     Args:
-        history: one row a measurement, with `epoch` and the keys that `FeatureComponents` logs.
-        found: "train" and "test" -> the components of the last measurement.
-        maps: `images` (N, C, H, W), `feature` (N, ...) and `approximations` (L, N, ...).
-        channels: which ones to show, or how many of those with the largest variance.
-        folder: where the files go; it is made.
-        name: how their names begin.
+        history: One row per measurement, with `epoch` and the keys that `FeatureComponents` logs.
+        found: Components of the last measurement, of "train", "test" or both.
+        maps: Tensors `images` (N, C, H, W), `feature` (N, ...) and `approximations` (L, N, ...).
+        channels: Channels to show, or the number of those with the largest variance.
+        folder: Folder of the files; it is made.
+        name: Beginning of their names.
 
     Returns:
-        The files: `<name>_bars.png`, and where there is something to show, `<name>_curves.png` (several epochs) and
-        `<name>_maps.png` (features with positions).
+        The files: `<name>_bars.png`; of several epochs also `<name>_curves.png`, and of features with positions also
+        `<name>_maps.png`.
     """
     drawn = {"bars": bars(found)}
     if len(history) > 1:
@@ -67,9 +67,9 @@ def tabulate(found: Mapping[str, Components], folder: Path, name: str) -> list[P
     """Writes all numbers: `<name>.json` by split, and `<name>.csv` with a row for each split and order.
 
     Args:
-        found: "train" and "test" -> components.
-        folder: where the files go; it is made.
-        name: how their names begin.
+        found: Components of "train", "test" or both.
+        folder: Folder of the files; it is made.
+        name: Beginning of their names.
     """
     document = {split: asdict(c) | {"effectiveness": c.effectiveness} for split, c in found.items()}
     both = [found[split] for split in _NAMES if split in found]
@@ -85,14 +85,14 @@ def tabulate(found: Mapping[str, Components], folder: Path, name: str) -> list[P
 
 
 def curves(history: History) -> Figure:
-    """Quantities over epochs, a line an order; training images solid, test images dashed."""
+    """Draws quantities over epochs, a line per order; training images solid, test images dashed."""
     shown = [(key, label) for key, label in _CURVES if any(k.startswith(f"{key}/") for k in history[-1])]
     orders = [key.partition("/")[2] for key in history[-1] if key.startswith("significance/")]
     figure = Figure(figsize=(9, 3.2 * -(-len(shown) // 2)), layout="constrained")
     colors = _colors(len(orders))
     for axes, (key, label) in zip(panels(figure, -(-len(shown) // 2), 2, len(shown)), shown, strict=True):
         for order, color in zip(orders, colors, strict=True):
-            for prefix, style in (("", "-"), ("test_", "--")):
+            for prefix, style in (("", "-"), ("test/", "--")):
                 points = [(row["epoch"], row[k]) for row in history if (k := f"{prefix}{key}/{order}") in row]
                 if points:
                     axes.plot(*zip(*points, strict=True), style, color=color, label=None if prefix else f"l = {order}")
@@ -105,7 +105,7 @@ def curves(history: History) -> Figure:
 
 
 def bars(found: Mapping[str, Components]) -> Figure:
-    """The last measurement: a group of bars an order, training beside test images."""
+    """Draws the last measurement: a group of bars per order, training beside test images."""
     shown: list[tuple[str, str]] = [("significance", "significance"), ("unexplained", "unexplained by Φ")]
     if all(c.contribution is not None for c in found.values()):
         shown += [("effectiveness", "effectiveness, nats / unit of f"), ("accuracy", "accuracy with Φ")]
@@ -129,7 +129,7 @@ def bars(found: Mapping[str, Components]) -> Figure:
 def channel_maps(
     images: Tensor, feature: Tensor, approximations: Tensor, orders: Sequence[int], channels: Sequence[int] | int
 ) -> Figure:
-    """Images, and of some channels f and Phi^(l), with c^(l) in the row below; one scale of colour a channel."""
+    """Draws images, and of some channels f and Phi^(l), with c^(l) in the row below; a channel has one scale of colour."""
     if isinstance(channels, int):
         channels = feature.var(dim=(0, 2, 3)).topk(min(channels, feature.shape[1])).indices.tolist()
     rows, names = [], []
@@ -142,7 +142,7 @@ def channel_maps(
             rows.append([_grey(image), _coloured(f, limit), *(_coloured(one, limit) for one in phi)])
             rows.append([blank, blank, *(_coloured(one, limit) for one in parts)])
             names += [f"channel {channel}: Φ", "c"]
-    # One picture: an axes each took 7 s.
+    # One picture of all tiles: with an axes per tile it took 7 s.
     tiles = [torch.cat([_tile(picture) for picture in row], dim=2) for row in rows]
     figure = Figure(figsize=(0.8 * len(rows[0]) + 1.9, 0.8 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots()

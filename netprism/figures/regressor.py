@@ -1,4 +1,4 @@
-"""The figure of the regressor: networks over the plane of their two principal components."""
+"""The figure of the regressor: networks over the plane of their first two principal components."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from netprism.components.regressor import Floats, Plane
 
 
 def regression_plane(plane: Plane, performance: Sequence[float], groups: Sequence[str], what: str) -> Figure:
-    """Networks as points, what they reach as height, and the fitted plane; a line a network shows how far it is off.
+    """Draws networks as points, their performance as height, and the fitted plane; a line per network is its error.
 
     Args:
-        plane: of `netprism.components.regressor.fit_plane`.
-        performance: `(n,)`, the heights.
-        groups: `(n,)` names; networks of one name have one colour.
-        what: label of the height, with its unit.
+        plane: Result of `netprism.components.regressor.fit_plane`.
+        performance: The n heights.
+        groups: The n names of the networks' groups; a group has one colour.
+        what: Label of the height, with its unit.
     """
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.add_subplot(projection="3d")

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netprism.components.reliability_meter import Reliability
+from netprism.components.reliable_variance import Reliability
 from netprism.figures._common import History, epoch_axis, save, write_whole
 
 
@@ -31,13 +31,13 @@ def draw(
     """Draws all figures of the reliability.
 
     Args:
-        found: the last measurement.
-        history: one row a measurement, with `epoch` and `reliability/<order>`.
-        images: (N, C, H, W), or of any other form: then there are no pictures of the parts.
-        feature: f of the images, (N, c, h, w) likewise.
+        found: The last measurement.
+        history: One row per measurement, with `epoch` and `reliability/<order>`.
+        images: Images (N, C, H, W); in any other form there are no pictures of the parts.
+        feature: The feature f of the images, (N, c, h, w); in any other form there are no pictures of the parts.
         approximations: Phi^(l), one for each order, of the form of the feature.
-        reliable: Phi^(l),reli likewise.
-        folder: where the files go; it is made.
+        reliable: Phi^(l),reli, one for each order, of the form of the feature.
+        folder: Folder of the files; it is made.
 
     Returns:
         The files: `reliability_curves.png`, `reliability_rounds.png` and, of maps, `reliability_parts.png`.
@@ -49,7 +49,7 @@ def draw(
 
 
 def write_tables(found: Reliability, folder: Path) -> list[Path]:
-    """Writes all numbers: `reliability.csv` with a row an order, `reliability.json` also with the rounds.
+    """Writes all numbers: `reliability.csv` with a row per order, `reliability.json` also with the rounds.
 
     The columns are those that `netprism.components.regressor.component_ratios` reads.
     """
@@ -66,13 +66,13 @@ def write_tables(found: Reliability, folder: Path) -> list[Path]:
 
 
 def curves(history: History, orders: Sequence[int]) -> Figure:
-    """The reliability of each order over the epochs in which the nets learn."""
+    """Draws the reliability of each order over the epochs in which the nets learn."""
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
     axes = figure.subplots()
     for order, color in zip(orders, _colors(len(orders)), strict=True):
         points = [(row["epoch"], row[f"reliability/{order}"]) for row in history]
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=color, label=f"order {order}")
-    axes.set_ylabel("reliable share of Var Φ(l)")
+    axes.set_ylabel("reliable fraction of Var Φ(l)")
     axes.set_ylim(bottom=0)
     epoch_axis(axes)
     axes.set_xlabel("epoch")
@@ -81,7 +81,7 @@ def curves(history: History, orders: Sequence[int]) -> Figure:
 
 
 def rounds(found: Reliability) -> Figure:
-    """What is left of an order's variance after each round trip, and what the orders' components consist of."""
+    """Draws what is left of an order's variance after each round trip, and what the orders' components consist of."""
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for order, values, color in zip(found.orders, found.by_round, _colors(len(found.orders)), strict=True):
@@ -93,14 +93,14 @@ def rounds(found: Reliability) -> Figure:
     left.legend(frameon=False)
     names = [str(order) for order in found.orders]
     for part, values, offset in (
-        ("reliable", found.reliable_component, -0.2),
-        ("unreliable", found.unreliable_component, 0.2),
+        ("reliable", found.reliable_significance, -0.2),
+        ("unreliable", found.unreliable_significance, 0.2),
     ):
         positions = [i + offset for i in range(len(names))]
-        right.bar(positions, [value / found.feature for value in values], width=0.38, label=f"new {part} part")
+        right.bar(positions, values, width=0.38, label=f"new {part} part")
     right.set_xticks(range(len(names)), names)
     right.set_xlabel("order l")
-    right.set_ylabel("share of Var f")
+    right.set_ylabel("fraction of Var f")
     right.margins(y=0.25)  # room for the legend
     right.legend(frameon=False)
     for axes in (left, right):
@@ -111,10 +111,10 @@ def rounds(found: Reliability) -> Figure:
 def parts(
     images: Tensor, feature: Tensor, approximations: Sequence[Tensor], reliable: Sequence[Tensor], orders: Sequence[int]
 ) -> Figure:
-    """A row an image: the image, f, and for each order Phi^(l) and its two parts, in the channel of f that varies most.
+    """Draws per image a row: the image, f, and for each order Phi^(l) and its two parts, in f's most varying channel.
 
     All maps of a row have one colour for one value, white for the mean of f there; the unreliable part, whose mean is
-    0, is shown about it. Arguments as in `draw`.
+    0, is shown about it. The arguments are those of `draw`.
     """
     titles = ["image", "f"]
     for order in orders:
@@ -140,7 +140,7 @@ def parts(
 
 
 def _picture(image: Tensor) -> NDArray[np.float32]:
-    """(C, H, W) as grey or, of three channels, colours from 0 to 1."""
+    """An image (C, H, W) in grey, or in colours where it has three channels, from 0 to 1."""
     values = image.movedim(0, -1) if len(image) == 3 else image.mean(dim=0)
     low, high = values.min(), values.max()
     scaled: NDArray[np.float32] = ((values - low) / (high - low).clamp_min(1e-12)).float().cpu().numpy()

@@ -1,6 +1,17 @@
 """torchmetrics faces of the measures: update per batch, any split over ranks."""
 
+from netprism.metrics.components import ComponentMetric
+from netprism.metrics.covariance import CovarianceMetric
+from netprism.metrics.knowledge_points import KnowledgePointMetric
 from netprism.metrics.projected_samples import ProjectedSamples
+from netprism.metrics.reliability import ReliabilityMetric
 from netprism.metrics.transformation_complexity import TransformationComplexity
 
-__all__ = ["ProjectedSamples", "TransformationComplexity"]
+__all__ = [
+    "ComponentMetric",
+    "CovarianceMetric",
+    "KnowledgePointMetric",
+    "ProjectedSamples",
+    "ReliabilityMetric",
+    "TransformationComplexity",
+]

@@ -10,8 +10,8 @@ from third_party_modules import Net, Stranger, fit, images
 from torch import nn
 
 from netprism.callbacks import FeatureComponents
-from netprism.components.measures import ComponentMetric
 from netprism.lightning_modules import Disentangler
+from netprism.metrics import ComponentMetric
 
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* in eval mode")  # a teacher, on purpose
 
@@ -39,7 +39,7 @@ def keys(labels=True):
     each = ["significance", "unexplained"] + (["contribution", "effectiveness", "loss", "accuracy"] if labels else [])
     names = {f"{key}/{order}" for key in each for order in ORDERS} | {"rest_significance"}
     names |= {"feature_loss", "feature_accuracy", "gain"} if labels else set()
-    both = names | {f"test_{name}" for name in names}
+    both = names | {f"test/{name}" for name in names}
     return both | ({f"overfitting/{order}" for order in ORDERS} if labels else set())
 
 
@@ -69,7 +69,7 @@ def test_the_values_are_those_of_the_trained_network(tmp_path, layer):
     assert values["feature_loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5, abs=1e-6)
     assert values["feature_accuracy"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
     assert sum(values[f"contribution/{order}"] for order in ORDERS) == pytest.approx(values["gain"], abs=1e-6)
-    excess = 1 - values["test_contribution/4"] / values["contribution/4"]
+    excess = 1 - values["test/contribution/4"] / values["contribution/4"]
     assert values["overfitting/4"] == pytest.approx(excess, rel=1e-4)
     with torch.no_grad():
         replaced = head_of(module.model, layer)(phi[1])
@@ -107,7 +107,7 @@ class SameBatches(Stranger):
 def test_two_processes_give_the_numbers_of_one(tmp_path, steps):
     def values(**options):
         torch.manual_seed(1)
-        mine = monitor(layer="0.norm", steps=steps, batch_size=8, images=2)
+        mine = monitor(layer="0.norm", steps=steps, batch_size=8, num_shown=2)
         module = SameBatches(nn.Sequential(Net()))
         module.model[0].norm.momentum = 0.0
         return values_of(fit(module, mine, folder=tmp_path, max_epochs=1, **options))
@@ -127,7 +127,7 @@ def test_measured_at_the_end_only_unless_asked_for(tmp_path):
     assert [row["epoch"] for row in mine.history] == [-1, 1, 2]
 
 
-def test_distillation_goes_on_where_the_last_one_ended(tmp_path):
+def test_distillation_continues_where_the_last_one_ended(tmp_path):
     mine = monitor(every_n_epochs=1, steps=10, learning_rate=1e-2)
     fit(Stranger(learning_rate=0.0), mine, folder=tmp_path, max_epochs=4)
     unexplained = [row["unexplained/4"] for row in mine.history]
@@ -136,7 +136,7 @@ def test_distillation_goes_on_where_the_last_one_ended(tmp_path):
     state = mine.state_dict()
     resumed = monitor()
     resumed.load_state_dict(state)
-    nets = resumed._made((1, 8, 8), (4, 6, 6))
+    nets = resumed._made(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4, 6, 6))
     assert all(torch.equal(a, b) for a, b in zip(nets.parameters(), mine._nets.parameters(), strict=True))
     assert resumed.history == mine.history
 
@@ -156,7 +156,7 @@ def test_pictures_and_tables(tmp_path):
     assert [(row["split"], row["order"]) for row in rows] == [
         (split, order) for split in ("train", "test") for order in ("4", "7", "all")
     ]
-    assert float(rows[3]["accuracy"]) == pytest.approx(values["test_accuracy/4"])
+    assert float(rows[3]["accuracy"]) == pytest.approx(values["test/accuracy/4"])
     assert float(rows[2]["feature_loss"]) == pytest.approx(values["feature_loss"], rel=1e-6)
 
 
@@ -177,13 +177,33 @@ def test_measures_the_nets_of_a_disentangler(tmp_path):
     assert mine._nets is None
     x, y = images().tensors
     module.eval()
-    meter = ComponentMetric(ORDERS)
+    metric = ComponentMetric(ORDERS)
     with torch.no_grad():
-        module.split.find_head(x)
-        meter.update(module.split.feature(x), module(x), module.split.head, y)
-    found = meter.compute()
+        module.cut.find_head(x)
+        metric.update(module.cut.feature(x), module(x), module.cut.head, y)
+    found = metric.components()
     assert values["significance/7"] == pytest.approx(found.significance[1], rel=1e-4)
     assert values["contribution/4"] == pytest.approx(found.contribution[0], abs=1e-5)
+
+
+class WithOrdersOfItsOwn(Stranger):
+    """Has nothing to do with disentangler nets, in spite of its attributes."""
+
+    orders, split, cut = 3, "train", None
+
+
+def test_attributes_of_common_names_make_no_disentangler(tmp_path):
+    mine = monitor()
+    assert set(values_of(fit(WithOrdersOfItsOwn(), mine, folder=tmp_path, max_epochs=1))) == keys()
+    assert mine._nets is not None
+
+
+def test_no_quantity_is_logged_twice_in_a_training_of_a_disentangler(tmp_path):
+    module = Disentangler(Net(), "norm", ORDERS, 1 / 64, input_shape=(1, 8, 8))
+    logged = {key: float(value) for key, value in fit(module, monitor(), folder=tmp_path).callback_metrics.items()}
+    module_keys = {key for key in logged if not key.startswith("components/")}
+    losses = {f"{stage}/loss{suffix}" for stage in ("train", "val") for suffix in ("", "/4", "/7")}
+    assert module_keys == losses | {"val/unexplained"}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
@@ -200,8 +220,9 @@ def test_two_instances_do_not_collide(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "num_images is 0; expected a number >= 1"),
+        ({"num_images": 0}, "num_images is 0; expected a number >= 1"),
         ({"steps": 0}, "steps is 0"),
+        ({"num_shown": 0}, "num_shown is 0"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"orders": (4, 6)}, r"order is 6; expected 3m \+ 1"),
         ({"width": 0.3}, "width is 0.3"),
@@ -213,9 +234,9 @@ def test_bad_options_are_named_at_once(options, message):
 
 
 def test_bad_layers_and_heads_are_named(tmp_path):
-    with pytest.raises(ValueError, match="layer is None; name the layer of Stranger"):
+    with pytest.raises(ValueError, match="layer is None; expected the name of a layer of Stranger"):
         fit(Stranger(), monitor(layer=None), folder=tmp_path)
-    with pytest.raises(ValueError, match="Stranger has no layer 'model.nrm', did you mean 'model.norm'"):
+    with pytest.raises(ValueError, match="Stranger has no layer 'nrm', did you mean 'norm'"):
         fit(Stranger(), monitor(layer="nrm"), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"the head \['model.fc2'\] makes other logits"):
+    with pytest.raises(ValueError, match=r"head is \['fc2'\]; expected one that makes the logits"):
         fit(Stranger(), monitor(head=["fc2"]), folder=tmp_path)

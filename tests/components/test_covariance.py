@@ -1,8 +1,10 @@
+from functools import reduce
+
 import pytest
 import torch
+from reference.reliability import variance
 
 from netprism.components.covariance import Covariance, variance_of
-from netprism.components.variance import Moments
 
 SHAPE = (41, 5, 3, 2)  # samples, channels, height, width
 
@@ -16,10 +18,7 @@ def features(shape=SHAPE, seed=0):
 
 
 def covariance(*batches):
-    covariance = Covariance()
-    for batch in batches:
-        covariance.update(batch)
-    return covariance
+    return reduce(Covariance.merge, map(Covariance.of, batches))
 
 
 def test_within_is_the_sum_over_positions_of_the_covariance_over_samples():
@@ -36,7 +35,7 @@ def test_pooled_is_the_covariance_over_samples_and_positions():
 
 def test_any_split_gives_the_same():
     x = features()
-    split = covariance(x[:1], x[1:1], x[1:30], x[30:])
+    split = covariance(x[:1], x[1:30], x[30:])
     assert split.count == 41
     torch.testing.assert_close(split.within, covariance(x).within, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(split.pooled, covariance(x).pooled, rtol=1e-12, atol=1e-12)
@@ -52,10 +51,8 @@ def test_variance_of_a_sum_of_maps():
     x = features()
     a, b = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     both = torch.einsum("ac,nchw->nahw", a, x[:, :2]) - torch.einsum("ac,nchw->nahw", b, x[:, 2:])
-    moments = Moments()
-    moments.update(both)
     measured = variance_of(covariance(x).within, (slice(0, 2), a), (slice(2, 5), -b))
-    assert measured == pytest.approx(moments.total_variance, rel=1e-12)
+    assert measured == pytest.approx(variance(both.numpy()), rel=1e-12)
 
 
 def test_the_same_channels_twice_add_up():
@@ -66,12 +63,34 @@ def test_the_same_channels_twice_add_up():
     )
 
 
+def test_merging_changes_neither_part():
+    x = features()
+    left, right = covariance(x[:1]), covariance(x[1:])
+    before = right.products.clone()
+    left.merge(right)
+    assert (left.count, right.count) == (1, 40)
+    assert torch.equal(right.products, before)
+
+
+def test_variance_of_some_channels():
+    x = features()
+    assert covariance(x).variance(slice(1, 3)) == pytest.approx(variance(x[:, 1:3].numpy()), rel=1e-12)
+    with pytest.raises(ValueError, match="the feature is the same for all 50 samples; expected a variance above 0"):
+        covariance(torch.full((50, 2), 0.1)).variance(slice(0, 2))
+    assert covariance(torch.full((50, 4), 0.1), torch.full((7, 4), 0.1)).within.abs().max() < 1e-30
+
+
+def test_gradients_are_not_kept():
+    assert not covariance(features().requires_grad_()).mean.requires_grad
+
+
 def test_bad_input():
-    with pytest.raises(ValueError, match="^no samples"):
-        _ = covariance(torch.zeros(0, 3)).within
-    with pytest.raises(ValueError, match="^the covariance of 1 samples is not finite: "):
-        _ = covariance(torch.tensor([[0.0, float("nan")]])).pooled
-    with pytest.raises(ValueError, match=r"are \(3, 1\), before \(2, 1\)$"):
+    with pytest.raises(ValueError, match=r"^samples have shape \(0, 3\); expected"):
+        covariance(torch.zeros(0, 3))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="^the covariance of 1 samples is not finite; "):
+            _ = covariance(torch.tensor([[0.0, bad]])).pooled
+    with pytest.raises(ValueError, match=r"are \(3, 1\); expected \(2, 1\) as before$"):
         covariance(torch.zeros(2, 2), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match=r"^a batch has shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"^samples have shape \(4,\)"):
         covariance(torch.zeros(4))

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from netprism.components.disentangler import ORDERS, DisentanglerNet, Disentanglers, blocks_of_order, halvings
+from netprism.components.disentangler import (
+    ORDERS,
+    DisentanglerNet,
+    Disentanglers,
+    blocks_of_order,
+    distil,
+    halvings,
+    mimic_losses,
+)
 from netprism.gates.record import record_gates
 
 IMAGE, FEATURE = (3, 32, 32), (5, 8, 8)
@@ -137,13 +145,13 @@ def test_all_orders_of_one_feature():
     [
         ({"orders": (5,)}, r"order is 5; expected 3m \+ 1 with m >= 1"),
         ({"orders": (1,)}, "order is 1; expected"),
-        ({"orders": ()}, r"orders are \(\)"),
-        ({"orders": (7, 4)}, r"orders are \(7, 4\); expected one or more that rise"),
+        ({"orders": ()}, r"orders is \(\)"),
+        ({"orders": (7, 4)}, r"orders is \(7, 4\); expected one or more that rise"),
         ({"orders": (4, 4)}, "rise"),
         ({"width": 0.3}, "width is 0.3; expected n / 128"),
         ({"width": 0.0}, "width is 0.0"),
-        ({"feature_shape": (5, 8)}, r"features of shape \(5, 8\) from inputs of shape \(3, 32, 32\)"),
-        ({"input_shape": (64,)}, r"features of shape \(5, 8, 8\) from inputs of shape \(64,\)"),
+        ({"feature_shape": (5, 8)}, r"feature_shape is \(5, 8\) for inputs of shape \(3, 32, 32\); expected"),
+        ({"input_shape": (64,)}, r"feature_shape is \(5, 8, 8\) for inputs of shape \(64,\)"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -154,5 +162,26 @@ def test_bad_options_are_named(options, message):
 @pytest.mark.parametrize("change", [{"width": 1 / 32}, {"skip": False}, {"order": 13}, {"feature_shape": (6, 8, 8)}])
 def test_a_net_of_another_kind_cannot_be_taken_over(change):
     options = {"input_shape": IMAGE, "feature_shape": FEATURE, "order": 7, "width": NARROW}
-    with pytest.raises(ValueError, match=f"cannot start from {next(iter(change))} "):
+    with pytest.raises(ValueError, match=f"^{next(iter(change))} of the shallower net is "):
         DisentanglerNet(**options).start_from(DisentanglerNet(**(options | change)))
+
+
+def test_distillation_is_adam_on_the_sum_of_the_mean_squared_errors():
+    torch.manual_seed(0)
+    nets = Disentanglers((1, 8, 8), (2, 4, 4), (4, 7), NARROW)
+    alone = Disentanglers((1, 8, 8), (2, 4, 4), (4, 7), NARROW)
+    alone.load_state_dict(nets.state_dict())
+    batches = [(torch.randn(5, 1, 8, 8), torch.randn(5, 2, 4, 4)) for _ in range(3)]
+    with torch.no_grad():  # as in a callback
+        distil(nets, iter(batches), steps=3, learning_rate=0.01, lr_final_factor=0.125)
+    optimizer = torch.optim.Adam(alone.train().parameters())
+    for i, (x, feature) in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5**i
+        losses = [(phi - feature).square().mean() for phi in alone(x)]
+        torch.testing.assert_close(mimic_losses(alone(x), feature), losses)
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+    assert not nets.training
+    for a, b in zip(nets.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

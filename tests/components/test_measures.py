@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from reference import components as reference
 from torch import distributed as dist
 from torch import nn
+from torchmetrics import MetricCollection
 
 from netprism.components.coalitions import coalition_losses, is_affine
 from netprism.components.disentangler import DisentanglerNet
-from netprism.components.measures import ComponentMetric, components, overfitting, quantities, significance
+from netprism.components.measures import components, overfitting, quantities, significance
 from netprism.components.shapley import all_coalitions
+from netprism.metrics import ComponentMetric
 
 ORDERS = (4, 7, 13)
 
@@ -32,12 +34,12 @@ def case(count=11, seed=0):
 
 
 def measure(feature, approximations, labels=None, head=None, splits=None):
-    meter = ComponentMetric(ORDERS[: len(approximations)])
+    metric = ComponentMetric(ORDERS[: len(approximations)])
     sizes = splits or [len(feature)]
     batches = zip(feature.split(sizes), *(phi.split(sizes) for phi in approximations), strict=True)
     for i, (f, *phis) in enumerate(batches):
-        meter.update(f, phis, head, None if labels is None else labels.split(sizes)[i])
-    return meter.compute()
+        metric.update(f, phis, head, None if labels is None else labels.split(sizes)[i])
+    return metric.components()
 
 
 def as_lists(tensor):
@@ -115,7 +117,7 @@ def test_overfitting_is_the_shapley_value_of_the_gap():
     values = overfitting(train, test)
     expected = [(a - b) / a for a, b in zip(train.contribution, test.contribution, strict=True)]
     assert values == pytest.approx(expected)
-    with pytest.raises(ValueError, match="needs the labels"):
+    with pytest.raises(ValueError, match="contribution is None; expected labels"):
         overfitting(train, measure(feature, approximations))
 
 
@@ -152,7 +154,7 @@ def test_many_coalitions_are_evaluated_in_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1234.5])
-def test_a_constant_feature_is_said(value):
+def test_a_constant_feature_is_refused(value):
     constant = torch.full((40, 3), value)
     with pytest.raises(ValueError, match="the feature is the same for all 40 samples"):
         measure(constant, [torch.randn(40, 3)])
@@ -168,13 +170,31 @@ def test_a_small_variance_around_a_large_mean_is_one():
 
 def test_bad_input_is_named():
     feature, approximations, labels, head = case()
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="not finite; expected no NaN or infinite value"):
         measure(feature * float("nan"), approximations)
-    with pytest.raises(ValueError, match="no samples"):
-        ComponentMetric(ORDERS).compute()
-    meter = ComponentMetric(range(4, 43, 3))
-    with pytest.raises(ValueError, match="13 orders: contributions to the loss are exact, for up to 12"):
-        meter.update(feature, [feature] * 13, head, labels)
+    empty = ComponentMetric(ORDERS)
+    empty.update(feature[:0], [phi[:0] for phi in approximations])
+    with pytest.raises(ValueError, match="the number of samples is 0"):
+        empty.compute()
+    metric = ComponentMetric(range(4, 43, 3))
+    with pytest.raises(ValueError, match="the number of orders is 13; expected up to 12 with labels"):
+        metric.update(feature, [feature] * 13, head, labels)
+
+
+def test_a_metric_computes_a_flat_dict_and_begins_again_after_a_reset(monkeypatch):
+    feature, approximations, labels, head = case()
+    metric = ComponentMetric(ORDERS)
+    metric.update(feature, approximations, head, labels)
+    values, found = MetricCollection([metric]).compute(), metric.components()
+    assert {key: value.item() for key, value in values.items()} == pytest.approx(quantities({"train": found}))
+    metric.reset()
+    monkeypatch.setattr("netprism.metrics.components._ELEMENTS", 1)  # a sample at a time
+    metric.update(feature, approximations, lambda f: f.mean((2, 3))[:, :3], labels)
+    again = metric.components()
+    assert again.significance == pytest.approx(found.significance, rel=1e-12)
+    assert again.feature_loss != found.feature_loss
+    metric.update(feature, approximations)
+    assert (metric.components().samples, metric.components().gain) == (22, pytest.approx(again.gain))
 
 
 def test_names_of_the_quantities():
@@ -183,7 +203,7 @@ def test_names_of_the_quantities():
     each = ("significance", "unexplained", "contribution", "effectiveness", "loss", "accuracy")
     whole = {"rest_significance", "gain", "feature_loss", "feature_accuracy"}
     names = {f"{key}/{order}" for key in each for order in ORDERS} | whole
-    both = names | {f"test_{name}" for name in names} | {f"overfitting/{order}" for order in ORDERS}
+    both = names | {f"test/{name}" for name in names} | {f"overfitting/{order}" for order in ORDERS}
     assert set(quantities({"train": found, "test": found})) == both
     without = measure(feature, approximations)
     names = {f"{key}/{order}" for key in each[:2] for order in ORDERS} | {"rest_significance"}
@@ -202,7 +222,7 @@ def test_two_processes_give_the_numbers_of_one():
         found = [queue.get() for _ in ranks]
         for process in ranks:
             process.join(timeout=30)
-    assert found[0] == found[1], "to the bit on both"
+    assert found[0] == found[1], "bitwise"
     feature, approximations, labels, head = case()
     for key, value in asdict(measure(feature, approximations, labels, head)).items():
         assert found[0][key] == pytest.approx(value, rel=1e-12), key
@@ -211,16 +231,15 @@ def test_two_processes_give_the_numbers_of_one():
 def _rank(rank, store, queue):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     feature, approximations, labels, head = case()
-    meter = ComponentMetric(ORDERS)
+    metric = ComponentMetric(ORDERS)
     for own in ([slice(0, 7), slice(7, 8)], [slice(8, 11)])[rank]:
-        meter.update(feature[own], [phi[own] for phi in approximations], head, labels[own])
-    meter.all_reduce()
-    queue.put(asdict(meter.compute()))
+        metric.update(feature[own], [phi[own] for phi in approximations], head, labels[own])
+    queue.put(asdict(metric.components()))
     dist.destroy_process_group()
 
 
 def random_net(order):
-    """A random net of so many ReLUs on 16 normal numbers, every layer standardised, and its output too."""
+    """A random net of `order` ReLUs on 16 normal numbers, every layer standardised, and its output too."""
     net = DisentanglerNet((16,), (16,), order, width=1 / 4)
     nn.init.normal_(net.out.weight)
     whole = nn.Sequential(net, nn.BatchNorm1d(16, affine=False))
@@ -256,7 +275,7 @@ def order_4_of_a_mixture(simple, complicated, share):
         F.mse_loss(net(x), feature(x)).backward()
         optimizer.step()
         falling.step()
-    meter = ComponentMetric((4,))
+    metric = ComponentMetric((4,))
     x = torch.randn(2000, 16)
-    meter.update(feature(x), [net.eval()(x)])
-    return meter.compute()
+    metric.update(feature(x), [net.eval()(x)])
+    return metric.components()

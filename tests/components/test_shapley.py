@@ -91,7 +91,7 @@ def test_all_coalitions():
     [
         (lambda: shapley_values(lambda m: m.sum(1), 0), "players is 0; expected 1 or more"),
         (lambda: shapley_values(lambda m: m.sum(1), 3, samples=1), "samples 1"),
-        (lambda: shapley_values(lambda m: m, 3), r"value returned shape \(8, 3\) for 8 coalitions"),
+        (lambda: shapley_values(lambda m: m, 3), r"value returned shape \(8, 3\); expected \(8,\), one per coalition"),
         (lambda: shapley_values(lambda m: 1 / m.sum(1), 3), r"the value of coalition \[\] is inf"),
         (lambda: shapley_values(lambda m: m[:, 0] * float("nan"), 2), r"the value of coalition \[\] is nan"),
     ],

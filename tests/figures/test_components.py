@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
-from netprism.components.measures import ComponentMetric, quantities
+from netprism.components.measures import quantities
 from netprism.figures.components import channel_maps, draw, tabulate
+from netprism.metrics import ComponentMetric
 
 ORDERS = (4, 7)
 
@@ -12,10 +13,10 @@ ORDERS = (4, 7)
 def found(labels=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     feature = torch.randn(9, 3, 4, 4, generator=generator)
-    meter = ComponentMetric(ORDERS)
+    metric = ComponentMetric(ORDERS)
     head = (lambda f: f.mean((2, 3))) if labels else None
-    meter.update(feature, [feature / 3, feature / 2], head, torch.arange(9) % 3 if labels else None)
-    return meter.compute()
+    metric.update(feature, [feature / 3, feature / 2], head, torch.arange(9) % 3 if labels else None)
+    return metric.components()
 
 
 def maps(positions=(4, 4)):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 
-from netprism.components.reliability_meter import Reliability
+from netprism.components.reliable_variance import Reliability
 from netprism.figures.reliability import curves, draw, parts, rounds
 
 ORDERS = (4, 7)
@@ -34,14 +34,14 @@ HISTORY = [
 ]
 
 
-def test_curves_have_a_line_an_order():
+def test_curves_have_a_line_per_order():
     (axes,) = curves(HISTORY, ORDERS).axes
     assert [line.get_label() for line in axes.lines] == ["order 4", "order 7"]
     assert [list(line.get_ydata()) for line in axes.lines] == [[0.1, 0.3], [0.2, 0.4]]
     assert not same_color(axes.lines[0].get_color(), axes.lines[1].get_color())
 
 
-def test_rounds_and_what_is_new_as_a_share_of_the_feature(found):
+def test_rounds_and_what_is_new_as_a_fraction_of_the_feature(found):
     left, right = rounds(found).axes
     assert [tuple(line.get_ydata()) for line in left.lines] == list(found.by_round)
     assert [bar.get_height() for bar in right.patches] == [0.25, 0.1, 0.3, 0.2]  # reliable of all orders, then the rest

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from netprism.components.measures import ComponentMetric
+from netprism.components.measures import significance
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
 from netprism.lightning_modules import Disentangler
@@ -118,31 +118,31 @@ def test_what_is_distilled_is_the_feature_before_the_last_relu(tmp_path):
         before = disentangler.teacher.bn(disentangler.teacher.conv(x))
         feature = before + inner.conv(before)
         expected = sum((phi - feature).square().mean() for phi in disentangler(x)[:1])
-        torch.testing.assert_close(disentangler.split.feature(x), feature)
+        torch.testing.assert_close(disentangler.cut.feature(x), feature)
     disentangler.log_dict = disentangler.log = lambda *args, **kwargs: None
     disentangler._trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     torch.testing.assert_close(disentangler.training_step((x, None)), expected)
 
 
-def test_the_logged_components_are_those_of_the_nets(tmp_path):
+def test_the_logged_errors_are_those_of_the_nets(tmp_path):
     disentangler = module()
     trainer = fit(disentangler, tmp_path)
     logged = metrics(trainer)
-    keys = {f"val/{key}/{order}" for key in ("significance", "unexplained") for order in (4, 7)}
-    keys |= {f"train/loss/{order}" for order in (4, 7)} | {"val/unexplained", "train/loss"}
-    assert set(logged) == keys
+    losses = {f"{stage}/loss{suffix}" for stage in ("train", "val") for suffix in ("", "/4", "/7")}
+    assert set(logged) == losses | {"val/unexplained"}
     disentangler.eval()
     data = Images().monitor_dataset("test")
     x = torch.stack([image for image, _ in data])
     with torch.no_grad():
-        feature, approximations = disentangler.split.feature(x), disentangler(x)
-    variances = [(t - t.mean(0)).square().sum((1, 2, 3)).mean().item() for t in approximations]
-    total = (feature - feature.mean(0)).square().sum((1, 2, 3)).mean().item()
-    assert logged["val/significance/4"] == pytest.approx(variances[0] / total, rel=1e-4)
-    error = (feature - approximations[1]).square().sum((1, 2, 3)).mean().item()
-    assert logged["val/unexplained/7"] == pytest.approx(error / total, rel=1e-4)
+        feature, approximations = disentangler.cut.feature(x), disentangler(x)
+    total = (feature - feature.mean(0)).square().mean().item()
+    errors = [(feature - phi).square().mean().item() for phi in approximations]
+    assert [logged[f"val/loss/{order}"] for order in (4, 7)] == pytest.approx(errors, rel=1e-4)
+    assert logged["val/loss"] == pytest.approx(sum(errors), rel=1e-4)
+    assert logged["val/unexplained"] == pytest.approx(sum(errors) / 2 / total, rel=1e-4)
     tested = trainer.test(disentangler, Images(batch_size=8), verbose=False)[0]
-    assert tested["test/significance/7"] == pytest.approx(logged["val/significance/7"])
+    assert set(tested) == {"test/loss", "test/loss/4", "test/loss/7", "test/unexplained"}
+    assert tested["test/loss/7"] == pytest.approx(logged["val/loss/7"])
 
 
 @pytest.mark.parametrize("optimizer", [None, lambda groups: torch.optim.SGD(groups, 0.01, momentum=0.9)])
@@ -180,7 +180,7 @@ def test_the_deeper_order_starts_from_the_shallower_one_when_its_turn_comes(tmp_
     assert watch.alike == [False] * 5 + [True] + [False] * 4
     state = trainer.optimizers[0].state
     steps = [{int(state[p]["step"]) for p in net.parameters()} for net in disentangler.nets.nets]
-    assert steps == [{10}, {5}], "Adam starts anew"
+    assert steps == [{10}, {5}], "Adam starts again"
     first, second = zip(*watch.rates, strict=True)
     assert first == pytest.approx([1e-3 * 0.01 ** (i / 10) for i in range(10)])
     assert second == pytest.approx([1e-3] * 5 + [1e-3 * 0.01 ** (i / 5) for i in range(5)])
@@ -194,7 +194,7 @@ def test_an_order_that_waits_counts_as_the_shallower_one(tmp_path):
     waiting = module(input_shape=(1, 8, 8))
     one, two = waiting(torch.randn(2, 1, 8, 8))
     assert torch.equal(one, two)
-    assert metrics(trainer)["val/significance/7"] > 0
+    assert metrics(trainer)["val/loss/7"] != metrics(trainer)["val/loss/4"]
 
 
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
@@ -245,7 +245,7 @@ def test_trains_in_two_processes_with_orders_that_wait(tmp_path):
     disentangler = module(input_shape=(1, 8, 8), **options)
     trainer = fit(disentangler, tmp_path, devices=2, strategy="ddp_fork")
     logged = metrics(trainer)
-    assert logged["val/significance/10"] > 0
+    assert logged["val/loss/10"] > 0
     disentangler.started = 3  # a forked process keeps what is no weight
     # The ranks' BatchNorm statistics differ; what was measured is rank 0's network on all of them.
     alone = trainer_in(tmp_path).validate(disentangler, Images(batch_size=8), verbose=False)[0]
@@ -274,9 +274,12 @@ def test_learns_what_four_relus_can_make(tmp_path):
     )
     trainer = trainer_in(tmp_path, max_epochs=6)
     trainer.fit(disentangler, ManyImages(batch_size=32))
-    assert metrics(trainer)["val/unexplained/4"] < 0.2
-    assert metrics(trainer)["val/significance/4"] > 0.75
-    assert metrics(trainer)["val/significance/7"] < 0.15
+    assert metrics(trainer)["val/unexplained"] < 0.2
+    x = torch.stack([image for image, _ in ManyImages().monitor_dataset("test")])
+    with torch.no_grad():
+        simple_part, complex_part = significance(disentangler.eval()(x), disentangler.cut.feature(x)).tolist()
+    assert simple_part > 0.75
+    assert complex_part < 0.15
 
 
 @pytest.mark.parametrize(
@@ -285,7 +288,7 @@ def test_learns_what_four_relus_can_make(tmp_path):
         ({"orders": (4, 8)}, r"order is 8; expected 3m \+ 1"),
         ({"width": 0.3}, "width is 0.3"),
         ({"warm_start_fraction": 1.0}, "warm_start_fraction is 1.0"),
-        ({"decay": 0.0}, "decay 0.0"),
+        ({"lr_final_factor": 0.0}, "lr_final_factor is 0.0; expected a number > 0 and <= 1"),
         (
             {"layer": "blok"},
             "Teacher has no layer 'blok', did you mean 'block'. it has conv, bn, block, block.conv, fc",
@@ -314,10 +317,12 @@ def test_a_layer_of_several_tensors_a_constant_feature_and_no_shape(tmp_path):
         module(teacher=Odd(), layer="pair", input_shape=(1, 8, 8))
     dead = teacher()
     nn.init.zeros_(dead.conv.weight)
-    with pytest.raises(ValueError, match="the feature is the same for all 16 samples: its variance is 0"):
+    with pytest.raises(ValueError, match="the feature is the same for all 16 samples; expected a variance above 0"):
         fit(module(teacher=dead, layer="bn"), tmp_path)
     data = torch.utils.data.DataLoader(Images().monitor_dataset("train"), batch_size=8)
-    with pytest.raises(ValueError, match=r"give input_shape=\(C, H, W\)"):
+    with pytest.raises(
+        ValueError, match=r"input_shape is None and the data module has no `shape`; expected input_shape=\(C, H, W\)"
+    ):
         trainer_in(tmp_path).fit(module(), data, data)
     with pytest.raises(RuntimeError, match="the nets are made when the training begins"):
         module()(torch.zeros(1, 1, 8, 8))
@@ -326,13 +331,12 @@ def test_a_layer_of_several_tensors_a_constant_feature_and_no_shape(tmp_path):
 def test_a_loss_that_is_not_finite_names_the_order(tmp_path):
     disentangler = module(input_shape=(1, 8, 8), warm_start=False)
     nn.init.constant_(disentangler.nets[1].out.bias, float("nan"))
-    with pytest.raises(ValueError, match="train/loss/7 is nan at step 0: try a smaller learning rate"):
+    with pytest.raises(ValueError, match="train/loss/7 is nan in epoch 0, step 0: try a smaller learning rate"):
         fit(disentangler, tmp_path, num_sanity_val_steps=0)
 
 
-def test_a_meter_of_the_house_agrees(tmp_path):
+def test_an_order_that_waits_has_no_significance():
     disentangler = module(input_shape=(1, 8, 8)).eval()
-    meter = ComponentMetric((4, 7))
     x = torch.randn(9, 1, 8, 8)
-    meter.update(disentangler._feature(x), disentangler(x))
-    assert meter.compute().significance[1] == 0, "it waits, so it adds nothing"
+    feature = disentangler.disentangled_feature()
+    assert significance(feature.approximate(x), feature.cut.feature(x))[1] == 0, "it adds nothing"

@@ -1,24 +1,24 @@
-"""Round trips typed anew: no covariance, least squares over the samples themselves, one round after the other."""
+"""Round trips typed again: no covariance, least squares over the samples themselves, one round after the other."""
 
 import numpy as np
 
 
-def round_trips(psi, heads, rounds, refit=False):
+def round_trips(psi, readouts, rounds, refit=False):
     """psi_r for r = 0..R; psi is (n, d) about its mean, h_k the least-squares regression of psi on g_k(psi)."""
     trips, maps = [psi], None
     for _ in range(rounds):
         if refit or maps is None:
-            maps = [np.linalg.lstsq(trips[-1] @ head.T, trips[-1], rcond=1e-9)[0] for head in heads]
-        back = [trips[-1] @ head.T @ h for head, h in zip(heads, maps, strict=True)]
+            maps = [np.linalg.lstsq(trips[-1] @ readout.T, trips[-1], rcond=1e-9)[0] for readout in readouts]
+        back = [trips[-1] @ readout.T @ h for readout, h in zip(readouts, maps, strict=True)]
         trips.append(sum(back) / len(back))
     return trips
 
 
-def reliable_parts(psi, heads, rounds, refit=False):
+def reliable_parts(psi, readouts, rounds, refit=False):
     """g_k(psi_R), psi about its mean and the mean put back."""
     mean = psi.mean(axis=0)
-    last = round_trips(psi - mean, heads, rounds, refit)[-1] + mean
-    return [last @ head.T for head in heads]
+    last = round_trips(psi - mean, readouts, rounds, refit)[-1] + mean
+    return [last @ readout.T for readout in readouts]
 
 
 def variance(features):

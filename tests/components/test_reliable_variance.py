@@ -3,34 +3,34 @@ import torch
 from reference.reliability import variance
 
 from netprism.components.regressor import component_ratios
-from netprism.components.reliability import reliable_part, round_trips
-from netprism.components.reliability_meter import ReliabilityMetric
+from netprism.components.reliability import reliable_part
+from netprism.metrics import ReliabilityMetric
 
 ORDERS = (4, 7)
 
 
 def features(samples=30):
-    """psi of two orders, Phi of both, f, and two heads an order; maps of 3 x 2 positions."""
+    """psi of two orders, Phi of both, f, and two readouts per order; maps of 3 x 2 positions."""
     torch.manual_seed(0)
     psi = [torch.randn(samples, 5, 3, 2) for _ in ORDERS]
-    heads = [[torch.randn(2, 5), torch.randn(3, 5)] for _ in ORDERS]
+    readouts = [[torch.randn(2, 5), torch.randn(3, 5)] for _ in ORDERS]
     feature = torch.randn(samples, 2, 3, 2)
     phi = [0.5 * feature + 0.1 * torch.randn(samples, 2, 3, 2) for _ in ORDERS]
-    return psi, phi, feature, heads
+    return psi, phi, feature, readouts
 
 
-def measured(psi, phi, feature, heads, splits=(30,), **options):
-    meter = ReliabilityMetric(ORDERS, heads, **({"rounds": 3} | options))
+def measured(psi, phi, feature, readouts, splits=(30,), **options):
+    metric = ReliabilityMetric(ORDERS, readouts, **({"rounds": 3} | options))
     for *parts, f in zip(*(tensor.split(splits) for tensor in (*psi, *phi, feature)), strict=True):
-        meter.update(parts[:2], parts[2:], f)
-    return meter.compute()
+        metric.update(parts[:2], parts[2:], f)
+    return metric.reliability()
 
 
 @pytest.mark.parametrize("refit", [False, True])
 def test_all_numbers_are_variances_of_the_parts_themselves(refit):
-    psi, phi, feature, heads = features()
-    found = measured(psi, phi, feature, heads, refit=refit)
-    kept = [reliable_part(x.double(), h, rounds=3, refit=refit)[0] for x, h in zip(psi, heads, strict=True)]
+    psi, phi, feature, readouts = features()
+    found = measured(psi, phi, feature, readouts, refit=refit)
+    kept = [reliable_part(x.double(), h, rounds=3, refit=refit)[0] for x, h in zip(psi, readouts, strict=True)]
     rest = [whole.double() - part for whole, part in zip(phi, kept, strict=True)]
 
     def variances(parts):
@@ -53,11 +53,11 @@ def test_all_numbers_are_variances_of_the_parts_themselves(refit):
         torch.testing.assert_close(made, kept[i])
 
 
-def test_rounds_begin_with_the_head_alone_and_fall():
-    psi, phi, feature, heads = features()
-    found = measured(psi, phi, feature, heads)
-    for x, (head, _), whole, by_round in zip(psi, heads, phi, found.by_round, strict=True):
-        alone = torch.einsum("cd,nd...->nc...", head, x)
+def test_rounds_begin_with_the_readout_alone_and_fall():
+    psi, phi, feature, readouts = features()
+    found = measured(psi, phi, feature, readouts)
+    for x, (readout, _), whole, by_round in zip(psi, readouts, phi, found.by_round, strict=True):
+        alone = torch.einsum("cd,nd...->nc...", readout, x)
         assert by_round[0] == pytest.approx(variance(alone.numpy()) / variance(whole.numpy()))
         assert sorted(by_round, reverse=True) == list(by_round)
 
@@ -68,33 +68,36 @@ def test_any_split_gives_the_same():
     assert parts.unreliable_component == pytest.approx(whole.unreliable_component, rel=1e-10)
 
 
-def test_learned_round_trips_take_the_place_of_those_in_closed_form():
-    psi, phi, feature, heads = features()
-    rows = [x.movedim(1, -1).flatten(0, 2).double() for x in psi]
-    trips = [round_trips(torch.cov(x.T, correction=0), h, 3) for x, h in zip(rows, heads, strict=True)]
-    found = measured(psi, phi, feature, heads, trips=trips)
-    assert found.reliability == pytest.approx(measured(psi, phi, feature, heads).reliability)
-    nothing = measured(psi, phi, feature, heads, trips=[torch.zeros(3, 5, 5)] * 2)
-    assert nothing.reliability == (0.0, 0.0)
-    assert nothing.unreliable_component == pytest.approx(nothing.component)
-
-
 def test_nothing_is_reliable_of_an_approximation_that_is_constant():
-    psi, phi, feature, heads = features()
-    found = measured(psi, [torch.ones_like(phi[0]), phi[1]], feature, heads)
+    psi, phi, feature, readouts = features()
+    found = measured(psi, [torch.ones_like(phi[0]), phi[1]], feature, readouts)
     assert found.reliability[0] == 0.0
     assert found.reliability[1] > 0
 
 
 @pytest.mark.parametrize("constant", [0.0, 1000.1])
 def test_a_constant_feature(constant):
-    psi, phi, feature, heads = features()
-    with pytest.raises(ValueError, match="^the feature is the same for all 30 samples: its variance is 0$"):
-        measured(psi, phi, torch.full_like(feature, constant), heads)
+    psi, phi, feature, readouts = features()
+    with pytest.raises(ValueError, match="^the feature is the same for all 30 samples; expected a variance above 0$"):
+        measured(psi, phi, torch.full_like(feature, constant), readouts)
 
 
-def test_a_row_an_order_for_the_regressor():
+def test_a_row_per_order_for_the_regressor():
     found = measured(*features())
     ratios = component_ratios(found.rows, ORDERS)
     expected = [*found.reliable_component, *found.unreliable_component]
     assert list(ratios) == pytest.approx([value / found.feature for value in expected])
+    assert list(ratios) == pytest.approx([*found.reliable_significance, *found.unreliable_significance])
+
+
+def test_a_metric_computes_a_flat_dict():
+    psi, phi, feature, readouts = features()
+    metric = ReliabilityMetric(ORDERS, readouts, rounds=3)
+    metric.update(psi, phi, feature)
+    values, found = metric.compute(), metric.reliability()
+    names = ("reliability", "reliable_significance", "unreliable_significance", "unexplained")
+    assert set(values) == {f"{name}/{order}" for name in names for order in ORDERS} | {"reliability", "unexplained"}
+    assert values["reliability/7"].item() == pytest.approx(found.reliability[1])
+    assert values["unexplained"].item() == pytest.approx(sum(found.unexplained) / 2)
+    weights = [readout[0] for readout in readouts]
+    assert [tuple(w.shape) for w in found.weights] == [tuple(w.shape) for w in weights]
