@@ -1,11 +1,11 @@
-"""All orders in one training against a training for each order, in one run on one machine.
+"""Times all orders in one training against a training for each order, in one run on one machine.
 
     python benchmarks/components.py [--steps 8] [--repeats 2] [--width 0.015625]
 
 Digits of 32 x 32, batches of 64, the feature `layer3` of a ResNet-8, orders 4, 7, 13, 25, 49 and 97; the same number of
-steps for all, with the data and the trainer as users run them. Twice: with all orders from the first step, where only
-the teacher, the data and the trainer are shared and the nets' arithmetic is the same; and with the default warm start,
-where deep orders start late from a shallower net.
+steps for all, with the data and the trainer as users run them. The one training is timed twice: with all orders from
+the first step, where only the teacher, the data and the trainer are shared and the nets' arithmetic is the same; and
+with the default warm start, where deep orders start late from a shallower net.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Clock(pl.Callback):
 
 
 def seconds(teacher, orders, steps, width, warm_start=False):
-    """Of `steps` steps, after one that is not counted."""
+    """Returns the seconds of `steps` steps, after one that is not counted."""
     torch.manual_seed(0)
     module = Disentangler(teacher, "layer3", orders, width, warm_start=warm_start, input_shape=(1, 32, 32))
     clock = Clock()

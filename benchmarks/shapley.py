@@ -1,11 +1,11 @@
-"""Exact Shapley values of feature components against captum, in one run on one machine.
+"""Times exact Shapley values of feature components against captum, in one run on one machine.
 
     python benchmarks/shapley.py [--samples 512]
 
 Six components of 64x8x8 features, cached; the head is that of a ResNet, ReLU, average pooling and a linear layer, and
 without the ReLU, where coalitions add up logits. captum evaluates L * L! + 1 = 4321 coalitions of L = 6, one after the
-other, a permutation of six at a time. It is timed on all samples over four permutations, and that time multiplied by
-720 / 4; its values, over all permutations, are compared on eight samples.
+other, one permutation of the six at a time. It is timed on all samples over four permutations, and that time is
+multiplied by 720 / 4; its values, over all permutations, are compared on eight samples.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def ours(head, parts, rest, labels):
 
 
 def captums(head, parts, rest, labels, permutations=None):
-    """The input is a one for each component: given the components themselves, captum goes through them in Python."""
+    """The input has a one for each component: given the components themselves, captum loops over them in Python."""
     stacked = torch.stack(parts)
 
     def gain(inside):

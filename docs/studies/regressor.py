@@ -1,9 +1,9 @@
-"""How well do accuracy and loss follow from reliable and unreliable components? For docs/reliability.md.
+"""How well do accuracy and loss follow from reliable and unreliable components? The table of docs/reliability.md.
 
     python docs/studies/regressor.py TABLE.csv [FIGURE.png]
 
 The table has a row for each network and order, as `netprism.components.component_ratios` reads them, and the columns
-model, train_samples, test_accuracy (per cent), test_loss. 17 s on a core of an AMD EPYC.
+model, train_samples, test_accuracy (per cent) and test_loss. Takes 17 s on one core of an AMD EPYC.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(table: str, picture: str | None = None) -> None:
         print(f"{column}: {performance.min():.2f} to {performance.max():.2f} {unit}, mean absolute error from")
         for name, features in numbers.items():
             found = cross_validate(features, performance)
-            print(f"  {name:22}{found.error:6.2f} (a split's: +- {found.spread:.2f})")
+            print(f"  {name:22}{found.error:6.2f} (per division: +- {found.spread:.2f})")
     if picture:
         accuracy = [float(network[0]["test_accuracy"]) for network in networks]
         models = [network[0]["model"] for network in networks]
