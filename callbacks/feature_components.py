@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -16,14 +15,8 @@ from torch import distributed as dist
 from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import View, check_finite
-from netprism.components.disentangler import (
-    FEW_ORDERS,
-    DisentangledFeature,
-    Disentanglers,
-    check_orders,
-    distil,
-    stage_widths,
-)
+from netprism.components.disentangler import FEW_ORDERS
+from netprism.components.distillation import DisentangledFeature, Distiller, HasDisentangledFeature
 from netprism.components.measures import Components, quantities
 from netprism.components.network_split import SplitNetwork
 from netprism.distributed import run_on_all_ranks
@@ -31,14 +24,6 @@ from netprism.figures import components as figures
 from netprism.metrics import ComponentMetric
 
 _SPLITS: tuple[Split, ...] = ("train", "test")
-
-
-@runtime_checkable
-class HasDisentangledFeature(Protocol):
-    """A LightningModule that makes Phi^(l) itself, as `netprism.lightning_modules.Disentangler` does."""
-
-    def disentangled_feature(self) -> DisentangledFeature:
-        """Returns the feature with its nets."""
 
 
 class FeatureComponents(Monitor):
@@ -106,12 +91,9 @@ class FeatureComponents(Monitor):
         every = sys.maxsize if every_n_epochs is None else every_n_epochs
         super().__init__(name, every_n_epochs=every, measure_untrained=measure_untrained, **options)
         check_at_least(steps=(steps, 1), num_shown=(num_shown, 1))
-        stage_widths(width)
-        self.layer, self.orders, self.width, self.skip = layer, check_orders(orders), width, skip
+        self.distiller = Distiller(orders, width, skip, self.seed)
+        self.layer, self.head, self.num_shown, self.channels = layer, head, num_shown, channels
         self.steps, self.learning_rate, self.lr_final_factor = steps, learning_rate, lr_final_factor
-        self.head, self.num_shown, self.channels = head, num_shown, channels
-        self._nets: Disentanglers | None = None
-        self._state: dict[str, Tensor] | None = None  # of nets that are not made yet
         self.found: dict[str, Components] = {}  # of the last measurement
         self.maps: dict[str, Tensor] = {}  # of the images to show, in the last measurement
 
@@ -121,23 +103,23 @@ class FeatureComponents(Monitor):
         if not isinstance(pl_module, HasDisentangledFeature) and self.layer is None:
             raise ValueError(f"{self.name}: layer is None; expected the name of a layer of {type(pl_module).__name__}")
         if stage == "fit" and trainer.global_step == 0:
-            self._nets, self._state = None, None
+            self.distiller.load_state_dict(None)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been measured, and the nets that the next measurement starts from."""
-        return {**super().state_dict(), "nets": self._state if self._nets is None else self._nets.state_dict()}
+        return {**super().state_dict(), "nets": self.distiller.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a run was stopped."""
         super().load_state_dict(state_dict)
-        self._nets, self._state = None, state_dict["nets"]
+        self.distiller.load_state_dict(state_dict["nets"])
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
         data = {split: chosen for split in _SPLITS if (chosen := self.choose_data(view, split)) is not None}
         disentangled = run_on_all_ranks(partial(self._disentangle, view, data["train"]))
-        if self._nets is not None and dist.is_available() and dist.is_initialized():
-            for tensor in self._nets.state_dict().values():  # the same already, but for rounding on a GPU
+        if dist.is_available() and dist.is_initialized():
+            for tensor in (self.distiller.state_dict() or {}).values():  # the same already, but for rounding on a GPU
                 dist.broadcast(tensor, src=0)
         self.found = {
             split: run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
@@ -155,38 +137,26 @@ class FeatureComponents(Monitor):
             self.publish(trainer, lambda folder: figures.tabulate(self.found, folder, self.name), kind="tables")
 
     def _disentangle(self, view: View, data: MonitorData) -> DisentangledFeature:
-        """The module's own nets, or those of this monitor after some steps of distillation."""
+        """The module's own nets, or those of the distiller after some more steps."""
         if isinstance(view.pl_module, HasDisentangledFeature):
             return view.pl_module.disentangled_feature()
         cut = SplitNetwork(view.model, str(self.layer), self.head, relative_to=view.network)
-        nets = self._made(*next(self._pairs(view, cut, data))).to(view.device)
         steps = min(self.steps, 2) if view.is_dry_run else self.steps
-        pairs = view.progress(islice(self._pairs(view, cut, data), steps), "distillation")
-        distil(nets, pairs, steps, self.learning_rate, self.lr_final_factor)
-        return DisentangledFeature(self.orders, cut, lambda x: nets(x.float()))
+        pairs = self._pairs(view, cut, data, steps)
+        nets = self.distiller.distil(pairs, steps, self.learning_rate, self.lr_final_factor)
+        return DisentangledFeature(self.distiller.orders, cut, lambda x: nets(x.float()))
 
-    def _pairs(self, view: View, cut: SplitNetwork, data: MonitorData) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, view: View, cut: SplitNetwork, data: MonitorData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and their features, batch after batch and from the start again; on every rank the same."""
-        step = 0
-        while True:
+        for step in view.progress(range(steps), "distillation"):
             x = view.load(data, step % len(data.batches)).inputs
             yield x.float(), self._feature(view, cut, x).float()
-            step += 1
 
     def _feature(self, view: View, cut: SplitNetwork, x: Tensor) -> Tensor:
         with torch.no_grad(), view.precision():
             feature = cut.feature(x)
         check_finite({cut.layer: feature}, self.name)  # otherwise the nets would never recover
         return feature
-
-    def _made(self, images: Tensor, feature: Tensor) -> Disentanglers:
-        """The nets of the last measurement, of a resumed run, or new ones."""
-        if self._nets is None:
-            torch.manual_seed(self.seed)
-            self._nets = Disentanglers(images.shape[1:], feature.shape[1:], self.orders, self.width, self.skip)
-            if self._state is not None:
-                self._nets.load_state_dict(self._state)
-        return self._nets
 
     @torch.no_grad()
     def _count(self, view: View, disentangled: DisentangledFeature, data: MonitorData, split: str) -> ComponentMetric:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from netprism.components.disentangler import ORDERS, DisentangledFeature, Disentanglers, check_orders, mimic_losses
+from netprism.components.disentangler import ORDERS, Disentanglers, check_orders
+from netprism.components.distillation import DisentangledFeature, mimic_losses
 from netprism.components.network_split import SplitNetwork
 from netprism.lightning_modules._base import Batch, TeacherModule
 from netprism.metrics import ComponentMetric

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from netprism.components.disentangler import FEW_ORDERS, mimic_losses
+from netprism.components.disentangler import FEW_ORDERS
+from netprism.components.distillation import mimic_losses
 from netprism.components.network_split import SplitNetwork
 from netprism.components.reliable_nets import ReliableNets
 from netprism.components.reliable_variance import Reliability

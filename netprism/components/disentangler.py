@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netprism.components.network_split import SplitNetwork
 from netprism.nets._layers import conv3x3, kaiming_convs, subsample_and_pad
 
 ORDERS = (4, 7, 13, 25, 49, 97)  # the paper's: 1, 2, 4, 8, 16 and 32 blocks per stage
@@ -206,58 +204,6 @@ class Disentanglers(nn.Module):
 
     def __len__(self) -> int:
         return len(self.orders)
-
-
-@dataclass(frozen=True)
-class DisentangledFeature:
-    """A feature of a trained network, and the nets that mimic it.
-
-    A LightningModule that returns one from a method `disentangled_feature()` is measured by
-    `netprism.callbacks.FeatureComponents` with its own nets.
-
-    Attributes:
-        orders: The orders l, rising.
-        cut: The network, cut at the layer of the feature.
-        approximate: Function from images (N, ...) to Phi^(l) (N, ...), one for each order.
-    """
-
-    orders: tuple[int, ...]
-    cut: SplitNetwork
-    approximate: Callable[[Tensor], list[Tensor]]
-
-
-def mimic_losses(approximations: Iterable[Tensor], feature: Tensor) -> list[Tensor]:
-    """Returns the mean over samples and elements of (f - Phi^(l))^2, one for each order."""
-    return [F.mse_loss(phi, feature) for phi in approximations]
-
-
-def distil(
-    nets: Disentanglers,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    steps: int,
-    learning_rate: float = 1e-3,
-    lr_final_factor: float = 0.01,
-) -> None:
-    """Trains disentangler nets to mimic a feature, with Adam, all orders in each step; leaves them in eval mode.
-
-    Args:
-        nets: The nets.
-        batches: Pairs of images `(N, ...)` and features `(N, ...)`, one pair per step.
-        steps: Number of steps over which the learning rate falls.
-        learning_rate: Learning rate of Adam at the start.
-        lr_final_factor: Factor of the learning rate at the end; it falls exponentially.
-    """
-    nets.train()
-    optimizer = torch.optim.Adam(nets.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, lr_final_factor ** (1 / steps))
-    for images, feature in batches:
-        with torch.enable_grad():
-            loss = torch.stack(mimic_losses(nets(images), feature)).sum()
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-        schedule.step()
-    nets.eval()
 
 
 def check_orders(orders: Sequence[int]) -> tuple[int, ...]:

@@ -95,30 +95,15 @@ class Components:
         )
 
 
-@dataclass(frozen=True)
-class TaskSums:
-    """Sums over samples of what the head makes of a feature's parts, all in float64.
-
-    Attributes:
-        labelled: Number of samples.
-        coalitions: Tensor `(2^L,)`, cross-entropies of the head on the rest and the components of a coalition, nats.
-        losses: Tensor `(L + 1,)`, cross-entropies of the head on Phi^(l) and on f, nats.
-        hits: Tensor `(L + 1,)`, numbers of samples that the head then classifies correctly.
-    """
-
-    labelled: int
-    coalitions: Tensor
-    losses: Tensor
-    hits: Tensor
-
-
-def components_of_sums(orders: Sequence[int], covariance: Covariance, task: TaskSums | None = None) -> Components:
+def components_of_sums(orders: Sequence[int], covariance: Covariance, task: Tensor | None = None) -> Components:
     """Returns all measures of a feature's components from sums over the samples.
 
     Args:
         orders: L orders l, rising.
         covariance: Covariance of 2 L + 1 channels, as `measured_parts` stacks them.
-        task: Sums over the samples with labels; None for samples without.
+        task: Sums over samples with labels, `(1 + 2^L + 2 (L + 1),)`: their number; the cross-entropies of the head on
+            the rest and the components of each coalition; those on each Phi^(l) and on f; and how many samples are
+            then classified correctly. None without labels.
 
     Raises:
         ValueError: The feature is the same for all samples, or a value is not finite.
@@ -135,11 +120,11 @@ def components_of_sums(orders: Sequence[int], covariance: Covariance, task: Task
         feature_variance=total,
         rest_significance=float(errors[-1]) / total,
     )
-    if task is None or not task.labelled:
+    if task is None:
         return found
-    gains = (task.coalitions[0] - task.coalitions).cpu() / task.labelled
-    *loss, feature_loss = (task.losses / task.labelled).tolist()
-    *accuracy, feature_accuracy = (task.hits / task.labelled).tolist()
+    coalitions, losses, hits = (task[1:] / task[0]).cpu().split([2**count, count + 1, count + 1])
+    gains = coalitions[0] - coalitions
+    (*loss, feature_loss), (*accuracy, feature_accuracy) = losses.tolist(), hits.tolist()
     return replace(
         found,
         contribution=tuple(shapley_values(lambda members: gains, count).tolist()),

@@ -10,14 +10,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from netprism.components.coalitions import Head, coalition_losses, is_affine, summed_losses
-from netprism.components.measures import (
-    Components,
-    TaskSums,
-    components,
-    components_of_sums,
-    measured_parts,
-    quantities,
-)
+from netprism.components.measures import Components, components, components_of_sums, measured_parts, quantities
 from netprism.components.shapley import EXACT_PLAYERS, all_coalitions
 from netprism.metrics.covariance import CovarianceState
 
@@ -44,7 +37,7 @@ class ComponentMetric(CovarianceState):
         super().__init__(**options)
         self.orders = tuple(orders)
         self._affine: bool | None = None
-        self.add_state("task", default=[], dist_reduce_fx="cat")  # one vector: `_task` takes it apart
+        self.add_state("task", default=[], dist_reduce_fx="cat")  # one vector, see `components_of_sums`
 
     def update(
         self,
@@ -84,7 +77,9 @@ class ComponentMetric(CovarianceState):
         Raises:
             ValueError: There are no samples, the feature is the same for all of them, or a value is not finite.
         """
-        self._found = components_of_sums(self.orders, self.total(), self._task())
+        width = 1 + 2 ** len(self.orders) + 2 * (len(self.orders) + 1)
+        task = dim_zero_cat(self.task).view(-1, width).sum(dim=0) if len(self.task) else None
+        self._found = components_of_sums(self.orders, self.total(), task)
         return {key: torch.tensor(value) for key, value in quantities({"train": self._found}).items()}
 
     def components(self) -> Components:
@@ -96,11 +91,3 @@ class ComponentMetric(CovarianceState):
         """Forgets the samples and the head."""
         super().reset()
         self._affine = None
-
-    def _task(self) -> TaskSums | None:
-        if not len(self.task):
-            return None
-        count = len(self.orders)
-        sums = dim_zero_cat(self.task).view(-1, 1 + 2**count + 2 * (count + 1)).sum(dim=0)
-        labelled, coalitions, losses, hits = sums.split([1, 2**count, count + 1, count + 1])
-        return TaskSums(int(labelled), coalitions, losses, hits)

@@ -60,7 +60,7 @@ def test_the_values_are_those_of_the_trained_network(tmp_path, layer):
         logits = module(x)["logits"]
         if layer == "fc1":
             feature = module.model.fc1(F.max_pool2d(F.relu(feature), 2, padding=1).flatten(1))
-        phi = mine._nets(x)
+        phi = mine.distiller.nets(x)
     total = (feature - feature.mean(0)).square().flatten(1).sum(1).mean().item()
     first = (phi[0] - phi[0].mean(0)).square().flatten(1).sum(1).mean().item()
     error = (feature - phi[1]).square().flatten(1).sum(1).mean().item()
@@ -136,8 +136,9 @@ def test_distillation_continues_where_the_last_one_ended(tmp_path):
     state = mine.state_dict()
     resumed = monitor()
     resumed.load_state_dict(state)
-    nets = resumed._made(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4, 6, 6))
-    assert all(torch.equal(a, b) for a, b in zip(nets.parameters(), mine._nets.parameters(), strict=True))
+    assert state["nets"].keys() == mine.distiller.nets.state_dict().keys()
+    nets = resumed.distiller.distil([(torch.zeros(2, 1, 8, 8), torch.zeros(2, 4, 6, 6))], 1, 0.0, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(nets.parameters(), mine.distiller.nets.parameters(), strict=True))
     assert resumed.history == mine.history
 
 
@@ -174,7 +175,7 @@ def test_measures_the_nets_of_a_disentangler(tmp_path):
     mine = FeatureComponents(batch_size=8)
     values = values_of(fit(module, mine, folder=tmp_path))
     assert set(values) == keys()
-    assert mine._nets is None
+    assert mine.distiller.nets is None
     x, y = images().tensors
     module.eval()
     metric = ComponentMetric(ORDERS)
@@ -195,7 +196,7 @@ class WithOrdersOfItsOwn(Stranger):
 def test_attributes_of_common_names_make_no_disentangler(tmp_path):
     mine = monitor()
     assert set(values_of(fit(WithOrdersOfItsOwn(), mine, folder=tmp_path, max_epochs=1))) == keys()
-    assert mine._nets is not None
+    assert mine.distiller.nets is not None
 
 
 def test_no_quantity_is_logged_twice_in_a_training_of_a_disentangler(tmp_path):

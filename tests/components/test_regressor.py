@@ -93,7 +93,10 @@ def test_the_seed_decides_the_divisions():
         ([], "^order 4 has no row; there are none$"),
         ([row(4), row(4), row(7)], r"^orders are \[4, 4, 7\]; expected each once"),
         ([row(4, feature=0), row(7), row(13), row(25)], "^var_feature is 0.0 at order 4; expected a variance > 0$"),
-        ([row(4, reliable="nan"), row(7), row(13), row(25)], "^the ratios of a network have the value nan; expected finite numbers$"),
+        (
+            [row(4, reliable="nan"), row(7), row(13), row(25)],
+            "^the ratios of a network have the value nan; expected finite numbers$",
+        ),
     ],
 )
 def test_tables_that_do_not_do(rows, message):
