@@ -198,7 +198,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if len(dataset) < processes:
             raise ValueError(f"there are {len(dataset)} test images: too few for {processes} processes, one each")
         sampler = UnrepeatedDistributedSampler(dataset, processes, rank, shuffle=False)
-        return DataLoader(dataset, self.batch_size, sampler=sampler, **self._loading())
+        # By keyword: for predictions, Lightning makes the loader again from its arguments, with another sampler.
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loading())
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """The test images, as in :meth:`test_dataloader`."""

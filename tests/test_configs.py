@@ -49,7 +49,7 @@ def test_gates_run_for_a_step(name, monkeypatch, mnist_root, cifar10_root):
     assert 0 < values["train/loss"] < 20
     (measured,) = (callback for callback in trainer.callbacks if isinstance(callback, GatingEntropy))
     assert [row["epoch"] for row in measured.history] == [-1, 0]
-    assert all(0 < row[key] <= 5 for row in measured.history for key in ("H", "test_H"))  # log2 of 32 images
+    assert all(0 < row[key] <= 5 for row in measured.history for key in ("entropy", "test/entropy"))  # log2 of 32 images
 
 
 LOGGED = {
@@ -74,7 +74,7 @@ def test_every_experiment_is_tried():
     assert {name.split("/")[0] for name in experiments()} <= {"quickstart", "gates", *LOGGED}
 
 
-def test_the_list_of_the_issue():
+def test_the_experiments_of_the_readme_are_shipped():
     assert set(experiments()) >= {
         "quickstart",
         "gates/digits_mlp",

@@ -37,6 +37,7 @@ class RunSummary(Callback):
         curves = next((logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)), None)
         if curves is None or not trainer.is_global_zero:
             return
+        curves.read()
         curves.finalize("success")
         print("", *table(epochs(curves)), "", *places(trainer, curves), "", sep="\n")
 

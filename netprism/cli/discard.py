@@ -21,7 +21,8 @@ from netprism.discarding.concentration import concentration
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import ALPHA, Discarding, Method, strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.runs.folder import display_path, write_text
+from netprism.files import write_text
+from netprism.runs.folder import display_path
 from netprism.runs.teachers import config_for, trained
 
 EPILOG = """\

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import io
 import logging
 import os
 import re
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import torch
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 import netprism.datamodules
@@ -29,8 +24,11 @@ from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
 from netprism.cli.teacher_runs import resolve_teachers
-from netprism.runs.checkpoints import of_another_model, read_training
-from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, unlock, write_text
+from netprism.files import write_text
+from netprism.loggers import is_dry_run
+from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
+from netprism.runs.checkpoints import of_another_model
+from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, unlock
 
 # What jsonargparse says about the inside of its types, before and after the line that names the mistake.
 NOISE = (
@@ -59,57 +57,11 @@ def is_no_advert(record: logging.LogRecord) -> bool:
     return "litlogger" not in record.getMessage()
 
 
-class SafeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and renames it; reads one as numbers alone.
-
-    Lightning's own writes into the system's temporary folder and moves, which on another file system is a copy: a job
-    killed meanwhile has lost its only checkpoint.
-
-    A full disk costs a line for each checkpoint that is not written, not the training: the older one stays whole and
-    the next save is another try. What is still unwritten at the end is in `unsaved`, {file: reason}.
-    """
-
-    def __init__(self) -> None:
-        self.unsaved: dict[str, str] = {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
-        """Save `checkpoint` under `path`, whole or not at all."""
-        part, name = Path(f"{path}.part"), display_path(path)
-        buffer = io.BytesIO()  # not to the file itself: there torch's writer ends a full disk in a RuntimeError
-        torch.save(checkpoint, buffer)
-        try:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())  # a network file system may say only here that it is full
-            part.replace(path)
-            self.unsaved.pop(name, None)
-        except OSError as error:
-            self.unsaved[name] = str(error.strerror)
-            older = "the older one is kept" if Path(path).is_file() else "there is no older one"
-            log.warning(f"{name} was not written ({error.strerror}), {older}; the training goes on")
-        finally:
-            with suppress(OSError):
-                part.unlink()
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, unless the one that takes its place was not written."""
-        self.unsaved.pop(display_path(path), None)  # nobody wants it any more
-        if not self.unsaved:
-            super().remove_checkpoint(path)
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        """Read a checkpoint of a training, to the CPU; raises what `read_training` does.
-
-        Raises:
-            ValueError: With `weights_only=False`.
-        """
-        if weights_only is False:
-            raise ValueError("weights_only is false, which would run what is pickled in a checkpoint; leave it out")
-        return read_training(path)
+@rank_zero_only
+def _unfinish(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Takes back the mark of a finished run once it really trains again; a resume that fails before leaves it."""
+    if not is_dry_run(trainer):
+        Path(os.environ[RUN], FINISHED).unlink(missing_ok=True)
 
 
 class SaveRun(SaveConfigCallback):
@@ -153,9 +105,10 @@ class NetprismCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every training has; their arguments are in `configs/trainer/default.yaml`."""
-        # Two, because Lightning's save_last follows save_top_k: "last" would be as old as the best epoch.
-        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
+        # Two, because Lightning's save_last follows save_top_k: "last" would be as old as the best epoch. The best one
+        # comes first: "last" then holds its score, and a resumed run knows which epoch was the best.
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RunSummary, "summary")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -174,6 +127,10 @@ class NetprismCLI(LightningCLI):
         """Keep to the config: Lightning's would let the checkpoint name another class for the model, and arguments."""
 
     def _run_subcommand(self, subcommand: str) -> None:
+        if self.config[subcommand].get("weights_only") is False:
+            raise ValueError(
+                "weights_only is false, which would run code pickled in a checkpoint; expected true or nothing"
+            )
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
@@ -199,6 +156,8 @@ class NetprismCLI(LightningCLI):
         callbacks[:0] = [ExactResume(), CheckEqualBatches()]
         if not any(isinstance(callback, Requeue) for callback in callbacks):
             callbacks.append(Requeue())
+        callbacks.append(LambdaCallback(on_train_start=_unfinish))
+        use_safe_checkpoints(trainer)
         return trainer
 
     @rank_zero_only
@@ -219,7 +178,6 @@ class NetprismCLI(LightningCLI):
             )
         open_folder(folder)
         lock(folder)
-        (folder / FINISHED).unlink(missing_ok=True)
 
     @rank_zero_only
     def after_fit(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("slurm", "discard", "experiments")
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 
 HELP = """\
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, each with one line.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    die_with_launcher()
     try:
         _dispatch(args)
     except (UsageError, argparse.ArgumentError) as error:
@@ -177,6 +181,19 @@ def experiment_of(config: Path) -> str:
     return config.stem
 
 
+def die_with_launcher() -> None:
+    """Ends this process when the one that launched it ends, where it is one of several ranks on Linux.
+
+    Otherwise a rank whose rank 0 is killed while DDP starts would wait in the rendezvous for half an hour.
+    """
+    if not sys.platform.startswith("linux") or not int(os.environ.get("LOCAL_RANK", "0")) or scheduler_id():
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it ended before the call
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
 def environment(key: str, value: str) -> Iterator[None]:
     """Set an environment variable, for this process and those it starts, and put the old value back."""
@@ -198,7 +215,8 @@ def users_error(error: BaseException | None) -> Exception | None:
     or Lightning's trainer raised on purpose.
     """
     while isinstance(error, Exception):
-        *_, module = "", *(frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+        module = modules[-1] if modules else ""  # where it was raised
         on_purpose = isinstance(error, ValueError | OSError) and module.startswith(PURPOSEFUL)
         if on_purpose or type(error).__name__ == "MisconfigurationException":
             return error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
-from netprism.runs.folder import RUN, display_path, finished_runs
+from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
 from netprism.runs.teachers import UNTRAINED, checkpoint_of
 
 FACTORY = "netprism.runs.teachers.trained"
@@ -36,8 +38,8 @@ def resolve_teachers(config: Namespace, may_train: bool) -> None:
             rank_zero_info(f"{experiment} is not trained yet: this dry run looks into it untrained")
             options["checkpoint"] = UNTRAINED
             continue
-        if may_train and not finished_runs(experiment) and not _is_one_of_many():
-            _train(experiment, config)
+        if may_train and not _is_one_of_many():
+            train_once(experiment, config)
         options["checkpoint"] = display_path(checkpoint_of(experiment))
 
 
@@ -52,6 +54,35 @@ def _named_by_experiment(node: Any) -> Iterator[Any]:  # noqa: ANN401 - a part o
             yield options
         for part in vars(node).values() if isinstance(node, Namespace) else node.values():
             yield from _named_by_experiment(part)
+
+
+def train_once(experiment: str, config: Namespace) -> None:
+    """Trains a missing teacher; of several runs that miss the same one, the first trains it and the others wait.
+
+    Args:
+        experiment: Name of the teacher's experiment.
+        config: Config of the run that needs it, whose data folder it shares.
+    """
+    if not finished_runs(experiment):
+        with _only_one_trains(experiment):
+            if not finished_runs(experiment):
+                _train(experiment, config)
+
+
+@contextmanager
+def _only_one_trains(experiment: str) -> Iterator[None]:
+    """Holds the lock of an experiment."""
+    folder = runs_root() / experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".training.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            rank_zero_info(f"{experiment} is being trained by another run: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a network file system without locks
+        yield
 
 
 def _is_one_of_many() -> bool:

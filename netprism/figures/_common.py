@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,28 +9,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from netprism.files import whole_file
+
 History = Sequence[Mapping[str, float]]
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG, whole or not at all; makes the folder."""
+    """Writes a PNG, whole or not at all; the folder is created."""
     return write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` fill a file beside `path` and then renames it; makes the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Lets `write` fill a temporary file that then takes the place of `path`; the folder is created."""
+    with whole_file(path) as part:
+        write(part)
     return path
 
 
 def panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
-    """The first `count` panels of a grid; the others are taken away."""
+    """Returns the first `count` panels of a grid and removes the others."""
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid[count:]:
         axes.remove()
@@ -39,12 +35,12 @@ def panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
 
 
 def epoch_axis(axes: Axes) -> None:
-    """Whole epochs on the x axis, no frame on top and on the right."""
+    """Marks whole epochs on the x axis and removes the frame on top and on the right."""
     axes.set_xlabel("epoch (-1: before training)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def epoch_name(epoch: int) -> str:
-    """What to call an epoch: the one before training is the start."""
+    """Returns the label of an epoch; the one before training is the start."""
     return "start" if epoch < 0 else str(epoch)

@@ -58,8 +58,8 @@ def weight_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Entropy, accuracy and over-fitting against the weight, and accuracy against entropy, with f and without.
 
     Args:
-        rows: One row per training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are
-            means over seeds, bands from the lowest to the highest; weight 0 is at the left end.
+        rows: One row per training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines
+            are means over seeds, bands from the lowest to the highest; weight 0 is at the left end.
     """
     figure = Figure(figsize=(17, 3.6), layout="constrained")
     *swept, trade = panels(figure, 1, 4, 4)

@@ -45,8 +45,8 @@ def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path,
 
     Args:
         history: One row per measurement, with `epoch` (-1 before training) and the keys that `GatingEntropy` logs.
-        rates: What `keep_rates` keeps: "first", "lowest" and "last" -> `epoch`, `entropy` and `layers`, which is layer ->
-            counts of activation rates in equal bins.
+        rates: What `keep_rates` keeps: "first", "lowest" and "last" -> `epoch`, `entropy` and `layers`, which is
+            layer -> counts of activation rates in equal bins.
         folder: Folder of the files; it is created.
         name: Prefix of their names.
 
@@ -81,7 +81,7 @@ def entropy_curves(history: History) -> Figure:
 
 
 def layers_by_epochs(history: History) -> Figure:
-    """H(Sigma_l) as a heat map: one row per layer, the input's first, one column per epoch; training beside test images."""
+    """H(Sigma_l) as a heat map: one row per layer, the input's first, one column per epoch; training and test images."""
     splits = [(f"{p}entropy/", title) for p, title in (("", "training images"), ("test/", "test images"))]
     keys = dict.fromkeys(key for row in history for key in row)  # a resumed run may have others
     splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in keys)]

@@ -16,7 +16,7 @@ from lightning_fabric.loggers.logger import _DummyExperiment, rank_zero_experime
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
-from netprism.runs.folder import display_path
+from netprism.runs.folder import display_path, run_folder
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -52,7 +52,7 @@ class OfflineFallbackWandbLogger(WandbLogger):
     key except those that Lightning logs per step (`..._step`).
 
     Args:
-        save_dir: The run folder.
+        save_dir: The run folder; None: `$NETPRISM_RUN`.
         project: W&B project; `$WANDB_PROJECT` or `netprism` when None.
         init_timeout: Seconds to wait for the server at the start.
         finish_timeout: Seconds to wait for the upload at the end; `wandb sync` can do the rest.
@@ -65,7 +65,7 @@ class OfflineFallbackWandbLogger(WandbLogger):
 
     def __init__(
         self,
-        save_dir: str | os.PathLike[str],
+        save_dir: str | os.PathLike[str] | None = None,
         project: str | None = None,
         init_timeout: float = 20.0,
         finish_timeout: float = 60.0,
@@ -75,11 +75,11 @@ class OfflineFallbackWandbLogger(WandbLogger):
         tags: list[str] | None = None,
         log_model: bool = False,
     ) -> None:
-        run_id = re.sub(r"[^\w-]+", "-", "-".join(Path(save_dir).absolute().parts[-2:]))
+        run_id = re.sub(r"[^\w-]+", "-", "-".join(run_folder(save_dir).absolute().parts[-2:]))
         super().__init__(
             name=run_id,
             id=os.environ.get("WANDB_RUN_ID", run_id),
-            save_dir=Path(save_dir),
+            save_dir=run_folder(save_dir),
             project=project or os.environ.get("WANDB_PROJECT", "netprism"),
             offline=offline,
             log_model=log_model,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
+
+_FOLDERS: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()  # of trainers without a logger
 
 
 def publish(
@@ -15,20 +19,20 @@ def publish(
 ) -> None:
     """Draws on rank 0, into `<log_dir>/<kind>` or `<log_dir>/<kind>/epoch_003`, and shows each PNG in W&B.
 
-    To be called on all ranks. A dry run, and a trainer without a folder, draw nothing. A full disk costs the pictures
-    and a warning, not the training.
+    All ranks have to call it. A dry run draws nothing. A trainer without a logger draws into
+    `<default_root_dir>/netprism/<date and time>`. A full disk costs the pictures and a warning, not the training.
 
     Args:
-        trainer: whose folder and loggers.
-        draw: folder -> the files it made there. W&B has `maps/epoch_003/SID.png` as `maps/SID`, so that one can leaf
-            through the epochs.
-        kind: `figures`, `maps`, ...
-        epoch: of pictures that are made again and again; -1 before training.
+        trainer: Trainer whose folder and loggers are used.
+        draw: Function from a folder to the files that it made there. W&B shows `maps/epoch_003/SID.png` as `maps/SID`, whose
+            epochs can be leafed through.
+        kind: Name of the folder: `figures`, `maps`, ...
+        epoch: Epoch of pictures that are drawn repeatedly; -1 before training.
     """
     log_dir = trainer.log_dir  # a broadcast: on all ranks
     if not trainer.is_global_zero or is_dry_run(trainer) or log_dir is None:
         return
-    folder = Path(log_dir, kind)
+    folder = Path(log_dir if trainer.loggers else _folder_of_its_own(trainer, log_dir), kind)
     try:
         paths = draw(folder if epoch is None else folder / _folder_of(epoch))
     except OSError as error:
@@ -37,6 +41,13 @@ def publish(
     for path in (path for path in paths if path.suffix == ".png"):
         for logger in (logger for logger in trainer.loggers if isinstance(logger, WandbLogger)):
             logger.log_image(f"{kind}/{path.stem}", [str(path)])
+
+
+def _folder_of_its_own(trainer: Trainer, root: str) -> Path:
+    """A new folder per trainer that has no logger, so that its pictures are not drawn over those of an earlier one."""
+    if trainer not in _FOLDERS:
+        _FOLDERS[trainer] = Path(root, "netprism", time.strftime("%Y%m%d-%H%M%S"))
+    return _FOLDERS[trainer]
 
 
 def is_dry_run(trainer: Trainer) -> bool:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import os
 import time
 from collections.abc import Mapping
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from netprism.runs.folder import display_path, write_text
+from netprism.files import csv_text, write_text
+from netprism.runs.folder import display_path, run_folder
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +34,12 @@ class ResumableCSVLogger(Logger):
     line: the rows are kept, the older file as well, and the next save is another try.
 
     Args:
-        save_dir: The run folder. With this logger first, it is `trainer.log_dir` as well.
+        save_dir: The run folder; None: `$NETPRISM_RUN`. With this logger first, it is also `trainer.log_dir`.
     """
 
-    def __init__(self, save_dir: str | os.PathLike[str]) -> None:
+    def __init__(self, save_dir: str | os.PathLike[str] | None = None) -> None:
         super().__init__()
-        self.path = Path(save_dir) / "metrics.csv"
+        self.path = run_folder(save_dir) / "metrics.csv"
         self.rows: dict[Key, dict[str, Any]] = {}
         self._columns = dict.fromkeys(("epoch", "step"))
         self._resumed = False
@@ -77,7 +76,7 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file, unless the last time was less than 20 times ago as long as writing took."""
+        """Write the file, at most once per 20 times the duration of the last write."""
         begin = time.monotonic()
         if begin >= self._write_from:
             self._write()
@@ -89,9 +88,14 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is not written yet."""
+        """Write the rows that are not written yet."""
         self._told = False
         self._write()
+
+    def read(self) -> None:
+        """Reads the rows of a resumed run that has logged nothing yet."""
+        if not self._resumed:
+            self._resume((None, None))
 
     def _resume(self, first: Key) -> None:
         self._resumed = True
@@ -107,12 +111,8 @@ class ResumableCSVLogger(Logger):
     def _write(self) -> None:
         if not self.rows:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self._columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows.values())
         try:
-            write_text(self.path, text.getvalue())
+            write_text(self.path, csv_text(list(self.rows.values()), list(self._columns)))
             self._told = False
         except OSError as error:
             if not self._told:

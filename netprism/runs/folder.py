@@ -11,9 +11,10 @@ import re
 import secrets
 import subprocess
 import time
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+
+from netprism.files import write_text
 
 RUN = "NETPRISM_RUN"  # the folder of this run; the ranks that Lightning starts inherit it, the configs read it
 RUNS = "NETPRISM_RUNS"  # where the folders of all runs are; `runs` when unset
@@ -24,6 +25,21 @@ FINISHED = "finished.txt"  # is there once a training has come to its end
 def runs_root() -> Path:
     """Return the folder that holds all runs: `$NETPRISM_RUNS`, or `runs` in the current folder."""
     return Path(os.environ.get(RUNS) or "runs")
+
+
+def run_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """Returns the folder that was given, or that of this run, `$NETPRISM_RUN`.
+
+    The configs leave it to this function: text that is interpolated into a config is read as YAML, which takes a path
+    with ": " in it for a mapping.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    folder = given or os.environ.get(RUN)
+    if not folder:
+        raise ValueError(f"save_dir is None and ${RUN} is not set; expected a folder")
+    return Path(folder)
 
 
 def scheduler_id() -> str | None:
@@ -93,6 +109,12 @@ def choose_folder(experiment: str, ckpt: str | None = None) -> tuple[Path, str |
     if ckpt in CKPT_WORDS:
         found = [path for folder in ([given] if given else home.glob("*")) if (path := _ckpt(folder, ckpt)).is_file()]
         if not found and given:
+            if others := sorted((given / "checkpoints").glob("*.ckpt")):
+                kept = ", ".join(map(display_path, others))
+                raise FileNotFoundError(
+                    f"no checkpoint {ckpt!r} in {display_path(given)}, which has {kept}: a training from the start "
+                    "would write over it; name a checkpoint with --ckpt_path, or another folder"
+                )
             return given, None
         if not found:
             raise FileNotFoundError(f"no checkpoint {ckpt!r} of experiment {experiment!r} in {home}/*/checkpoints")
@@ -146,7 +168,7 @@ def lock(folder: Path) -> None:
         ) from error
     except OSError:
         pass  # a network file system without locks: there it is up to the user
-    for left in (*folder.glob(".*.part"), *folder.glob("checkpoints/*.part")):
+    for left in (*folder.glob(".*.part*"), *folder.glob("checkpoints/.*.part*")):
         left.unlink()
 
 
@@ -158,24 +180,6 @@ def unlock() -> None:
 
 _claims: list[int] = []
 os.register_at_fork(after_in_child=unlock)  # else a loader's worker would keep the lock when its parent is killed
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: under a temporary name first, then renamed, also over an older one.
-
-    Raises:
-        OSError: If it cannot be written, with its name.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="")
-        part.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def provenance() -> str:

@@ -5,13 +5,16 @@ import pickle
 import shutil
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.io import XLACheckpointIO
 from small_runs import EXPERIMENT, SMALL, UNMONITORED, environment_of_a_desk, said, train
 
 from netprism.callbacks import InformationDiscarding
-from netprism.cli.lightning_cli import SafeCheckpointIO
 from netprism.lightning_modules import Classifier
 from netprism.nets import MLP, ResNet
+from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
 from netprism.runs.checkpoints import of_another_model, read_checkpoint
 from netprism.runs.teachers import trained
 
@@ -142,6 +145,28 @@ def test_no_option_switches_the_safety_off(checkpoints, capsys, tmp_path):
     MALICIOUS["in a checkpoint"](checkpoints / "last.ckpt")
     assert "weights_only is false" in said(capsys, *opened("fit", "last", "--weights_only=false"))
     assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("plugins", ["null", "TorchCheckpointIO", "LightningEnvironment"])
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_no_plugin_switches_the_safety_off(plugins, unsafe, checkpoints, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    MALICIOUS["in a checkpoint"](checkpoints / "last.ckpt")
+    options = [f"--trainer.plugins={plugins}", *(["--weights_only=false"] if unsafe else [])]
+    said(capsys, *opened("fit", "last", *options))
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_another_checkpoint_plugin_is_refused():
+    trainer = pl.Trainer(plugins=[XLACheckpointIO.__new__(XLACheckpointIO)], accelerator="cpu", logger=False)
+    with pytest.raises(ValueError, match="plugins has XLACheckpointIO; expected no checkpoint plugin or Safe"):
+        use_safe_checkpoints(trainer)
+
+
+def test_a_plugin_of_another_kind_leaves_checkpoints_safe():
+    trainer = pl.Trainer(plugins=[LightningEnvironment()], accelerator="cpu", logger=False)
+    use_safe_checkpoints(trainer)
+    assert isinstance(trainer.strategy.checkpoint_io, SafeCheckpointIO)
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the run is a copy

@@ -84,7 +84,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end_and_the_older_files_are_w
     assert "last.ckpt (No space left on device)" in line
     assert epoch_of(folder, "last") == epoch_of(folder, "best") == 0
     assert list(rows(folder)) == [0]
-    assert not list(folder.rglob("*.part"))
+    assert not list(folder.rglob("*.part*"))
     assert not (folder / FINISHED).exists()
 
     (disk / "filling").unlink()

@@ -41,6 +41,7 @@ class Failing(Monitor):
 
     def measure(self, view, epoch):
         trainer, pl_module = view.trainer, view.pl_module
+
         def perhaps(where):
             if where == self.where and epoch in self.failing_epochs and trainer.global_rank in self.ranks:
                 raise self.error

@@ -70,10 +70,10 @@ def test_builds_once_for_the_shape_given_or_of_the_data_module(make_mnist):
 
 
 def test_no_shape_anywhere():
-    loader = torch.utils.data.DataLoader(torch.zeros(4, 1, 2, 2))
+    data = torch.utils.data.DataLoader(torch.zeros(4, 1, 2, 2))
     message = r"^input_shape is None and the data module has no `shape`; expected input_shape=\(C, H, W\)$"
     with pytest.raises(ValueError, match=message):
-        trainer().fit(Student(network()), loader)
+        trainer().fit(Student(network()), data, data)
 
 
 def test_the_example_is_noise_and_images_come_alone_or_with_labels():

@@ -54,5 +54,5 @@ def test_its_checkpoint_is_a_classifiers(tmp_path):
 
 
 def test_wrong_options_are_named_at_once():
-    with pytest.raises(ValueError, match="weight is -1; expected a weight >= 0"):
+    with pytest.raises(ValueError, match="weight is -1; expected a number >= 0"):
         ComplexityPenalizedClassifier(MLP((64, 10)), weight=-1)

@@ -8,8 +8,9 @@ from reference import reliability as reference
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from netprism.components import as_published
+from netprism.components.as_published import learned_round_trips
 from netprism.components.regressor import component_ratios
+from netprism.components.reliability import parts_after
 from netprism.datamodules import MNIST
 from netprism.lightning_modules import ReliableDisentangler
 
@@ -153,7 +154,8 @@ def as_published_reliability(teachers):
     analysis, _ = fitted(teachers, 10, train=320, **options)
     with torch.no_grad():
         (psi,), (phi,) = analysis.eval().nets(images(25, seed=1))
-    kept = as_published.reliable_part(psi, analysis.nets.wide[0].readout_matrices, rounds=5)[0]
+    readouts = analysis.nets.wide[0].readout_matrices
+    kept = parts_after(psi, readouts, learned_round_trips(psi, readouts, rounds=5))[0]
     return reference.variance(kept.numpy()) / reference.variance(phi.numpy())
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 from torch.distributed import TCPStore
 
-from netprism.runs.folder import RUN, RUNS, choose_folder, display_path, new_id, open_folder, provenance, write_text
+from netprism.files import write_text
+from netprism.runs.folder import RUN, RUNS, choose_folder, display_path, new_id, open_folder, provenance
 
 
 @pytest.fixture(autouse=True)
