@@ -58,8 +58,7 @@ class FeatureComponents(Monitor):
         width: The factor r: nets of 128 r, 256 r and 512 r channels.
         skip: Whether the nets are residual; otherwise they are stacked.
         steps: Steps of distillation per measurement.
-        learning_rate: Learning rate of Adam in the distillation.
-        lr_final_factor: Factor by which it falls in each distillation.
+        learning_rate: Learning rate of Adam in the distillation; it falls to a hundredth each time.
         head: Names of the modules behind the layer, where they are not found.
         every_n_epochs: Also measure after every n-th epoch; None to measure after the last one only.
         measure_untrained: Also measure before the first step, logged as epoch -1.
@@ -79,7 +78,6 @@ class FeatureComponents(Monitor):
         skip: bool = True,
         steps: int = 500,
         learning_rate: float = 1e-3,
-        lr_final_factor: float = 0.01,
         head: list[str] | None = None,
         every_n_epochs: int | None = None,
         measure_untrained: bool = False,
@@ -93,7 +91,7 @@ class FeatureComponents(Monitor):
         check_at_least(steps=(steps, 1), num_shown=(num_shown, 1))
         self.distiller = Distiller(orders, width, skip, self.seed)
         self.layer, self.head, self.num_shown, self.channels = layer, head, num_shown, channels
-        self.steps, self.learning_rate, self.lr_final_factor = steps, learning_rate, lr_final_factor
+        self.steps, self.learning_rate = steps, learning_rate
         self.found: dict[str, Components] = {}  # of the last measurement
         self.maps: dict[str, Tensor] = {}  # of the images to show, in the last measurement
 
@@ -121,12 +119,13 @@ class FeatureComponents(Monitor):
         if dist.is_available() and dist.is_initialized():
             for tensor in (self.distiller.state_dict() or {}).values():  # the same already, but for rounding on a GPU
                 dist.broadcast(tensor, src=0)
-        self.found = {
+        found = {
             split: run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
             for split, chosen in data.items()
         }
         self.maps = run_on_all_ranks(partial(self._show, view, disentangled, data.get("test", data["train"])))
-        return quantities(self.found)
+        self.found = found
+        return quantities(found)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures and writes the tables, into the run's folder and to W&B."""
@@ -142,8 +141,7 @@ class FeatureComponents(Monitor):
             return view.pl_module.disentangled_feature()
         cut = SplitNetwork(view.model, str(self.layer), self.head, relative_to=view.network)
         steps = min(self.steps, 2) if view.is_dry_run else self.steps
-        pairs = self._pairs(view, cut, data, steps)
-        nets = self.distiller.distil(pairs, steps, self.learning_rate, self.lr_final_factor)
+        nets = self.distiller.distil(self._pairs(view, cut, data, steps), steps, self.learning_rate)
         return DisentangledFeature(self.distiller.orders, cut, lambda x: nets(x.float()))
 
     def _pairs(self, view: View, cut: SplitNetwork, data: MonitorData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,7 +1,8 @@
 """The round trips of the reliable part, trained by gradient descent as the paper has it, to compare with.
 
 Everything else in this package uses the closed form of `netprism.components.reliability`, to which this training tends.
-To compare on a psi and readouts of your own: `reliable_part(psi, readouts)` from here and from there.
+To compare on a psi and readouts of your own:
+`parts_after(psi, readouts, learned_round_trips(psi, readouts))` with `reliable_part(psi, readouts, refit=True)`.
 
 Source: Ren et al. 2020, eq. (5), appendix C, https://arxiv.org/abs/2006.15920.
 """
@@ -13,40 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from netprism.components.reliability import centred_rows, check_readouts, check_rounds, mean_trip, parts_after
-
-
-def reliable_part(
-    psi: Tensor,
-    readouts: Sequence[Tensor],
-    rounds: int = 10,
-    *,
-    steps: int = 300,
-    learning_rate: float = 3e-2,
-    batch_size: int = 1024,
-    seed: int = 0,
-) -> list[Tensor]:
-    """Returns g_k(psi_R) as `netprism.components.reliable_part` does, with trained h_k.
-
-    Args:
-        psi: The shared feature, `(n, d)` or `(n, d, positions...)`.
-        readouts: The K linear maps g_k, `(c_k, d)` each.
-        rounds: Number of round trips R >= 0; with 0 the result is g_k(psi).
-        steps: Steps of Adam per round.
-        learning_rate: Learning rate of Adam; it falls to 0 over each round as a cosine.
-        batch_size: Samples times positions per step.
-        seed: Seed of their choice.
-
-    Returns:
-        K tensors `(n, c_k)` or `(n, c_k, positions...)`, in psi's type.
-
-    Raises:
-        ValueError: The same as of `netprism.components.reliable_part`.
-    """
-    check_readouts(readouts, psi.shape[1])
-    _, centred = centred_rows(psi)
-    trips = learned_round_trips(centred, readouts, rounds, steps, learning_rate, batch_size, seed)
-    return parts_after(psi, readouts, trips)
+from netprism.components.reliability import centred_rows, check_readouts, check_rounds, mean_trip
 
 
 def learned_round_trips(
@@ -65,23 +33,25 @@ def learned_round_trips(
     phase, since the last ones no longer know what earlier rounds have filtered. Cost: R * steps steps of Adam.
 
     Args:
-        psi: The shared feature about its mean, `(n, d)`.
-        readouts: The linear maps g_k, `(c_k, d)` each.
+        psi: The shared feature, `(n, d)` or `(n, d, positions...)`.
+        readouts: The K linear maps g_k, `(c_k, d)` each.
         rounds: Number of round trips R >= 0.
         steps: Steps of each phase.
         learning_rate: Learning rate of Adam; it falls to 0 over each phase as a cosine.
-        batch_size: Rows per step.
-        seed: Seed of the choice of rows.
+        batch_size: Samples times positions per step.
+        seed: Seed of their choice.
 
     Returns:
-        `(R, d, d)` for rounds 1 to R, in psi's type.
+        `(R, d, d)` in float64, for rounds 1 to R.
 
     Raises:
-        ValueError: The number of rounds is negative.
+        ValueError: The number of rounds is negative, or as of `netprism.components.reliable_part`.
 
     Source: Ren et al. 2020, appendix C, https://arxiv.org/abs/2006.15920.
     """
     check_rounds(rounds)
+    check_readouts(readouts, psi.shape[1])
+    _, psi = centred_rows(psi)
     readouts = [readout.to(psi) for readout in readouts]
     maps = [psi.new_zeros(psi.shape[1], len(readout), requires_grad=True) for readout in readouts]
     draws = torch.Generator(psi.device).manual_seed(seed)

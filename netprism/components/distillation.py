@@ -89,7 +89,7 @@ class Distiller:
         self._state: dict[str, Tensor] | None = None  # of nets that are not made yet
 
     def distil(
-        self, batches: Iterable[tuple[Tensor, Tensor]], steps: int, learning_rate: float, lr_final_factor: float
+        self, batches: Iterable[tuple[Tensor, Tensor]], steps: int, learning_rate: float, lr_final_factor: float = 0.01
     ) -> Disentanglers:
         """Trains the nets, which are made for the first batch; returns them. The arguments are those of `distil`."""
         pairs = iter(batches)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -20,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netprism.components.measures import Components, overfitting
-from netprism.figures._common import History, epoch_axis, panels, save, write_whole
+from netprism.figures._common import History, epoch_axis, panels, save
+from netprism.files import write_table, write_text
 
 _CURVES = (
     ("significance", "significance Var[c] / Var[f]"),
@@ -76,12 +75,10 @@ def tabulate(found: Mapping[str, Components], folder: Path, name: str) -> list[P
     if len(both) == 2 and all(c.contribution is not None for c in both):
         document["train"]["overfitting"] = overfitting(*both)
     rows = [row for split, entry in document.items() for row in _rows(split, entry)]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    texts = {f"{name}.json": json.dumps(document, indent=2) + "\n", f"{name}.csv": table.getvalue()}
-    return [_write(folder / file, text) for file, text in texts.items()]
+    columns = dict.fromkeys(key for row in rows for key in row)
+    write_text(folder / f"{name}.json", json.dumps(document, indent=2) + "\n")
+    table = write_table(folder / f"{name}.csv", [{key: row.get(key) for key in columns} for row in rows])
+    return [folder / f"{name}.json", table]
 
 
 def curves(history: History) -> Figure:
@@ -129,7 +126,7 @@ def bars(found: Mapping[str, Components]) -> Figure:
 def channel_maps(
     images: Tensor, feature: Tensor, approximations: Tensor, orders: Sequence[int], channels: Sequence[int] | int
 ) -> Figure:
-    """Draws images, and of some channels f and Phi^(l), with c^(l) in the row below; a channel has one scale of colour."""
+    """Draws images, and of some channels f and Phi^(l), with c^(l) in the row below; one scale per channel."""
     if isinstance(channels, int):
         channels = feature.var(dim=(0, 2, 3)).topk(min(channels, feature.shape[1])).indices.tolist()
     rows, names = [], []
@@ -154,10 +151,6 @@ def channel_maps(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
-
-
-def _write(path: Path, text: str) -> Path:
-    return write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _rows(split: str, entry: Mapping[str, Any]) -> list[dict[str, Any]]:

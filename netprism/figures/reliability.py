@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netprism.components.reliable_variance import Reliability
-from netprism.figures._common import History, epoch_axis, save, write_whole
+from netprism.figures._common import History, epoch_axis, save
+from netprism.files import write_table, write_text
 
 
 def draw(
@@ -53,16 +52,10 @@ def write_tables(found: Reliability, folder: Path) -> list[Path]:
 
     The columns are those that `netprism.components.regressor.component_ratios` reads.
     """
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(found.rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(found.rows)
     by_round = {str(order): values for order, values in zip(found.orders, found.by_round, strict=True)}
     document = {"samples": found.samples, "orders": found.rows, "reliability_by_round": by_round}
-    return [
-        write_whole(folder / "reliability.csv", lambda path: path.write_text(table.getvalue())),
-        write_whole(folder / "reliability.json", lambda path: path.write_text(json.dumps(document, indent=2) + "\n")),
-    ]
+    write_text(folder / "reliability.json", json.dumps(document, indent=2) + "\n")
+    return [write_table(folder / "reliability.csv", found.rows), folder / "reliability.json"]
 
 
 def curves(history: History, orders: Sequence[int]) -> Figure:

@@ -2,13 +2,14 @@ import pytest
 import torch
 from components.test_reliability import CHANNELS, WIDTH, correlation, synthetic, variance
 
-from netprism.components.as_published import cycle_loss, learned_round_trips, reliable_part
-from netprism.components.reliability import mean_trip, round_trips
+from netprism.components.as_published import cycle_loss, learned_round_trips
+from netprism.components.reliability import mean_trip, parts_after, round_trips
 
 
 def test_trained_maps_filter_alike():
     psi, readouts, parts = synthetic()
-    reliable_parts = reliable_part(psi.float(), readouts, steps=100, learning_rate=0.1, batch_size=256)
+    trips = learned_round_trips(psi, readouts, steps=100, learning_rate=0.1, batch_size=256)
+    reliable_parts = parts_after(psi, readouts, trips)
     for reliable, (shared, private) in zip(reliable_parts, parts, strict=True):
         assert correlation(reliable, shared) > 0.99
         assert abs(correlation(reliable, private)) < 0.1
@@ -46,12 +47,13 @@ def test_later_rounds_do_not_reach_back_through_earlier_ones():
 
 def test_no_round_leaves_the_readouts_themselves():
     psi, readouts, _ = synthetic(samples=50)
-    for part, readout in zip(reliable_part(psi, readouts, rounds=0), readouts, strict=True):
+    trips = learned_round_trips(psi, readouts, rounds=0)
+    for part, readout in zip(parts_after(psi, readouts, trips), readouts, strict=True):
         torch.testing.assert_close(part, psi @ readout.T)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="^rounds is -1; expected a number >= 0$"):
-        learned_round_trips(torch.randn(10, 3), [torch.ones(1, 3)], rounds=-1)
+        learned_round_trips(torch.randn(10, 3), [torch.ones(1, 3)] * 2, rounds=-1)
     with pytest.raises(ValueError, match="^the number of networks is 1; expected 2 or more"):
-        reliable_part(torch.randn(10, 3), [torch.ones(1, 3)])
+        learned_round_trips(torch.randn(10, 3), [torch.ones(1, 3)])

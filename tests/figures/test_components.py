@@ -72,6 +72,7 @@ def test_tables_hold_every_number(tmp_path):
     assert document["test"]["significance"] == list(components["test"].significance)
     assert document["train"]["effectiveness"] == list(components["train"].effectiveness)
     assert len(document["train"]["overfitting"]) == 2
+    assert b"\r" not in as_csv.read_bytes()
     lines = as_csv.read_text().splitlines()
     assert lines[0].startswith("split,order,significance,unexplained,variance")
     assert [line.split(",")[:2] for line in lines[1:]] == [
