@@ -228,14 +228,15 @@ def test_tables_and_pictures_of_a_run(tmp_path):
     run = trainer(max_epochs=2)
     run.fit(analysis, loader(64), loader(25, seed=1))
     names = ["curves.png", "parts.png", "rounds.png"]
-    files = {path.name for path in (tmp_path / "figures").iterdir()}
+    (folder,) = tmp_path.glob("netprism/*/figures")
+    files = {path.name for path in folder.iterdir()}
     assert files == {"reliability.csv", "reliability.json", *(f"reliability_{name}" for name in names)}
-    with (tmp_path / "figures" / "reliability.csv").open() as file:
+    with (folder / "reliability.csv").open() as file:
         rows = list(csv.DictReader(file))
     ratios = component_ratios(rows, ORDERS)
     logged = [run.callback_metrics[f"{TEST}/{name}/{o}"].item() for name in NUMBERS[1:3] for o in ORDERS]
     assert ratios == pytest.approx(logged, rel=1e-6)
-    document = json.loads((tmp_path / "figures" / "reliability.json").read_text())
+    document = json.loads((folder / "reliability.json").read_text())
     for row in document["orders"]:
         by_round = document["reliability_by_round"][str(row["order"])]
         assert len(by_round) == 11
