@@ -30,7 +30,7 @@ class FeatureComponents(Monitor):
     """Logs how much of a layer's feature a given number of ReLUs can make, and what these components are good for.
 
     In a training of `Disentangler` its own nets are measured. In any other, disentangler nets are distilled here from
-    the network as it is then, a few steps from where the last measurement left them; the training does not notice.
+    the network in its state then, a few steps from where the last measurement left them; the training does not notice.
 
     | key | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |

@@ -154,7 +154,7 @@ def channel_maps(
 
 
 def _rows(split: str, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row an order, and one for the feature as a whole."""
+    """One row per order, and one for the feature as a whole."""
     orders = entry["orders"]
     lists = {key: value for key, value in entry.items() if isinstance(value, tuple) and key != "orders"}
     single = {k: v for k, v in entry.items() if isinstance(v, int | float)}

@@ -25,8 +25,8 @@ def case(count=11, seed=0):
     generator = torch.Generator().manual_seed(seed)
     feature = torch.randn(count, 4, 2, 2, generator=generator, dtype=torch.float64)
     approximations = [
-        share * feature + (1 - share) * torch.randn(feature.shape, generator=generator, dtype=torch.float64)
-        for share in (0.2, 0.5, 0.9)
+        fraction * feature + (1 - fraction) * torch.randn(feature.shape, generator=generator, dtype=torch.float64)
+        for fraction in (0.2, 0.5, 0.9)
     ]
     labels = torch.randint(3, (count,), generator=generator)
     weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -254,20 +254,20 @@ def test_a_feature_mixed_of_a_simple_and_a_complex_net():
     # The whole curve, with more steps and orders: docs/studies/mixture.py.
     torch.manual_seed(0)
     simple, complicated = random_net(4), random_net(25)
-    found = [order_4_of_a_mixture(simple, complicated, share) for share in (0.0, 0.5, 1.0)]
+    found = [order_4_of_a_mixture(simple, complicated, fraction) for fraction in (0.0, 0.5, 1.0)]
     low, above = zip(*((c.significance[0], c.rest_significance) for c in found), strict=True)
-    assert low[0] + 0.03 < low[1] < low[2] - 0.03, "order 4 rises with the simple net's share"
+    assert low[0] + 0.03 < low[1] < low[2] - 0.03, "order 4 rises with the simple net's fraction"
     assert above[0] - 0.03 > above[1] > above[2] + 0.03, "what is above rises with the other's"
 
 
-def order_4_of_a_mixture(simple, complicated, share):
+def order_4_of_a_mixture(simple, complicated, fraction):
     torch.manual_seed(1)
     net = DisentanglerNet((16,), (16,), order=4, width=1 / 4)
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
     falling = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 
     def feature(x):
-        return share**0.5 * simple(x) + (1 - share) ** 0.5 * complicated(x)
+        return fraction**0.5 * simple(x) + (1 - fraction) ** 0.5 * complicated(x)
 
     for _ in range(60):
         x = torch.randn(256, 16)

@@ -30,10 +30,10 @@ def contributions(head, feature, approximations, labels):
     """Shapley values of v(S) = E[loss(rest) - loss(rest + sum of c in S)], by permutations.
 
     Args:
-        head: function of one sample's feature (list) to its logits (list).
-        feature: list of samples.
-        approximations: one such list an order.
-        labels: list of classes.
+        head: Function from one sample's feature (list) to its logits (list).
+        feature: List of samples.
+        approximations: One such list per order.
+        labels: List of classes.
     """
     parts, rest = components(approximations), difference(feature, approximations[-1])
 

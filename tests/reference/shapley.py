@@ -7,8 +7,8 @@ def shapley_values(worth, players):
     """Mean over all permutations of what a player adds to those before it.
 
     Args:
-        worth: function of a frozenset of players.
-        players: how many.
+        worth: Function of a frozenset of players.
+        players: Number of players.
     """
     totals = [0.0] * players
     orders = list(permutations(range(players)))
