@@ -72,7 +72,7 @@ class ComponentMetric(CovarianceState):
         self.task = [sum(self.task, start=sums)]
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns all numbers by the names of `netprism.components.measures.quantities`, such as `significance/4`.
+        """Returns all numbers in float64, named as by `netprism.components.measures.quantities`: `significance/4`, ...
 
         Raises:
             ValueError: There are no samples, the feature is the same for all of them, or a value is not finite.
@@ -80,7 +80,9 @@ class ComponentMetric(CovarianceState):
         width = 1 + 2 ** len(self.orders) + 2 * (len(self.orders) + 1)
         task = dim_zero_cat(self.task).view(-1, width).sum(dim=0) if len(self.task) else None
         self._found = components_of_sums(self.orders, self.total(), task)
-        return {key: torch.tensor(value) for key, value in quantities({"train": self._found}).items()}
+        return {
+            key: torch.tensor(value, dtype=torch.float64) for key, value in quantities({"train": self._found}).items()
+        }
 
     def components(self) -> Components:
         """Returns what `compute` has found, as numbers in float64. All ranks have to call it."""

@@ -25,6 +25,8 @@ class CovarianceState(Metric):
     """
 
     full_state_update = False
+    is_differentiable = False
+    higher_is_better = None
     sizes: list[Tensor]
     means: list[Tensor]
     products: list[Tensor]
@@ -45,6 +47,10 @@ class CovarianceState(Metric):
     def update_called(self) -> bool:
         """Keeps torchmetrics from warning on a rank without samples; `total` raises where no rank has one."""
         return True
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:  # noqa: ANN401 - matplotlib's
+        """Draws the values of `compute`, or given ones, as `torchmetrics.Metric.plot` describes."""
+        return self._plot(val, ax)
 
     def add(self, samples: Tensor) -> None:
         """Adds samples `(N, C, ...)`, N >= 0, all of one shape.

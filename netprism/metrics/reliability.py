@@ -48,13 +48,13 @@ class ReliabilityMetric(CovarianceState):
         self.add(torch.cat([*psi, *approximations, feature], dim=1))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns all numbers by the names of `Reliability.quantities`, such as `reliability/4`.
+        """Returns all numbers in float64, named as by `Reliability.quantities`: `reliability/4`, ...
 
         Raises:
             ValueError: There are no samples, the feature is the same for all of them, or a value is not finite.
         """
         self._found = reliability_of_covariance(self.total(), self.orders, self.readouts, self.rounds, self.refit)
-        return {key: torch.tensor(value) for key, value in self._found.quantities.items()}
+        return {key: torch.tensor(value, dtype=torch.float64) for key, value in self._found.quantities.items()}
 
     def reliability(self) -> Reliability:
         """Returns what `compute` has found, with the maps that make Phi^(l),reli. All ranks have to call it."""
