@@ -97,10 +97,11 @@ class ReliableDisentangler(TeacherModule):
                 f"there are {len(teachers)} teachers and {len(layers)} layers; expected 2 or more, and a layer for each"
             )
         self.save_hyperparameters(ignore=["teachers", "optimizer"])
-        self.orders, self.rounds, self.refit = tuple(orders), rounds, refit
+        self.orders = tuple(orders)
         self.width, self.skip = width, skip
         self.optimizer, self.lr_final_factor = optimizer, lr_final_factor
         self.cuts = [SplitNetwork(teacher, name) for teacher, name in zip(teachers, layers, strict=True)]
+        self.metric = ReliabilityMetric(self.orders, [], rounds, refit)  # of readouts that are still to be made
         self.reliable_nets: ReliableNets | None = None
         self.found: Reliability | None = None  # of the last validation or test
         self.history: list[dict[str, float]] = []
@@ -160,9 +161,9 @@ class ReliableDisentangler(TeacherModule):
         return total
 
     def on_validation_epoch_start(self) -> None:
-        """Makes a metric of the readouts as they are; in the first batch, DDP itself takes rank 0's buffers to all."""
-        readouts = [net.readout_matrices for net in self.nets.wide]
-        self.metric = ReliabilityMetric(self.orders, readouts, self.rounds, self.refit).to(self.device)
+        """Forgets the images of the last validation; in the first batch, DDP itself takes rank 0's buffers to all."""
+        self.metric.reset()
+        self.metric.readouts = [net.readout_matrices for net in self.nets.wide]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch; the first one's images are those of the picture."""

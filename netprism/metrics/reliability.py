@@ -20,7 +20,7 @@ class ReliabilityMetric(CovarianceState):
 
     Args:
         orders: The orders l, rising.
-        readouts: For each order g_k, `(c_k, d)` each, the target's first.
+        readouts: For each order g_k, `(c_k, d)` each, the target's first; can be set until `compute`.
         rounds: Number of round trips R.
         refit: See `netprism.components.reliability.round_trips`.
         options: Options of `torchmetrics.Metric`.
