@@ -49,7 +49,9 @@ def test_gates_run_for_a_step(name, monkeypatch, mnist_root, cifar10_root):
     assert 0 < values["train/loss"] < 20
     (measured,) = (callback for callback in trainer.callbacks if isinstance(callback, GatingEntropy))
     assert [row["epoch"] for row in measured.history] == [-1, 0]
-    assert all(0 < row[key] <= 5 for row in measured.history for key in ("entropy", "test/entropy"))  # log2 of 32 images
+    assert all(
+        0 < row[key] <= 5 for row in measured.history for key in ("entropy", "test/entropy")
+    )  # log2 of 32 images
 
 
 LOGGED = {

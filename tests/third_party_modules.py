@@ -69,3 +69,9 @@ def fit(module, *callbacks, folder, train=None, validation=None, **options):
     default_train, default_validation = loaders()
     trainer.fit(module, train or default_train, validation or default_validation)
     return trainer
+
+
+def figures_of(folder, kind="figures"):
+    """The folder of figures of the one trainer without a logger that ran in `folder`."""
+    (found,) = folder.glob(f"netprism/*/{kind}")
+    return found

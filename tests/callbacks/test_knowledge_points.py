@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from third_party_modules import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, figures_of, fit, images
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -219,7 +219,7 @@ def test_a_vector_is_one_region_with_a_warning(tmp_path):
 
 def test_figures(tmp_path):
     fit(Stranger(), KnowledgePoints(LAYERS, **SHORT), folder=tmp_path)
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    names = {path.name for path in figures_of(tmp_path).iterdir()}
     assert names == {
         "knowledge_points.png", "knowledge_ellipsoids.png", "knowledge_regions.png", "plotly.min.js",
         "knowledge_film_conv.gif", "knowledge_film_conv.html", "knowledge_film_fc1.gif", "knowledge_film_fc1.html",

@@ -48,7 +48,9 @@ def all_monitors():
         KnowledgePoints(
             ["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, num_compared=3, every_n_epochs=1
         ),
-        FeatureComponents("norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, num_shown=1, num_images=8, **few),
+        FeatureComponents(
+            "norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, num_shown=1, num_images=8, **few
+        ),
         ComplexityPenalty(1e-3, widths=(4,), chains=2, sampler_steps=1),
     ]
 

@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_training(full_in, caplog):
     full_in(1, 2)
     folder = train(epochs=4)
     told = [record.getMessage() for record in caplog.records if "was not written" in record.getMessage()]
-    last = "last.ckpt was not written (No space left on device), the older one is kept; the training goes on"
+    last = "last.ckpt was not written (No space left on device), the older one is kept; the training continues"
     assert len([line for line in told if line.endswith(last)]) == 2
     assert len([line for line in told if "metrics.csv was not written" in line]) == 1
     assert list(rows(folder)) == [0, 1, 2, 3]

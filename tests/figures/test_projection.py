@@ -54,7 +54,9 @@ def test_features_without_strength_and_empty_categories_are_drawn(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"shapes of g, categories and directions are \(\(2, 2\), \(2,\), \(3, 3\)\); expected"):
+    with pytest.raises(
+        ValueError, match=r"shapes of g, categories and directions are \(\(2, 2\), \(2,\), \(3, 3\)\); expected"
+    ):
         figures.Scatter(torch.zeros(2, 2), torch.zeros(2), torch.eye(3))
     for write in (figures.film, figures.page):
         with pytest.raises(ValueError, match="scatters is empty"):

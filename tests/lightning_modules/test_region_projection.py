@@ -1,6 +1,7 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from third_party_modules import figures_of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -161,7 +162,7 @@ def test_checkpoints_hold_the_projections(tmp_path):
     assert torch.equal(loaded(x)["first"], module(x)["first"])
 
 
-class Digits(pl.LightningDataModule):
+class SomeDigits(pl.LightningDataModule):
     shape = (1, 8, 8)
 
     def train_dataloader(self):
@@ -175,7 +176,7 @@ def test_the_shape_of_the_images_is_that_of_the_data_module(tmp_path):
     module = RegionProjection(teacher(), ["first"], steps=3)
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = pl.Trainer(max_epochs=1, enable_checkpointing=False, default_root_dir=tmp_path, **options)
-    trainer.fit(module, Digits())
+    trainer.fit(module, SomeDigits())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     loaded = RegionProjection.load_from_checkpoint(tmp_path / "last.ckpt", teacher=teacher(), weights_only=True)
     assert loaded.input_shape == (1, 8, 8)
@@ -196,7 +197,7 @@ def test_compiled_networks_are_projected_as_plain_ones(tmp_path, make):
 
 def test_pictures(tmp_path):
     fit(RegionProjection(teacher(), layers=["first"], **SHORT), tmp_path)
-    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    names = {path.name for path in figures_of(tmp_path).iterdir()}
     expected = {"knowledge_ellipsoids.png", "knowledge_film_first.gif", "knowledge_film_first.html", "plotly.min.js"}
     assert names == expected
 
