@@ -23,14 +23,12 @@ from netprism.distributed import run_on_all_ranks
 from netprism.figures import components as figures
 from netprism.metrics import ComponentMetric
 
-_SPLITS: tuple[Split, ...] = ("train", "test")
-
 
 class FeatureComponents(Monitor):
     """Logs how much of a layer's feature a given number of ReLUs can make, and what these components are good for.
 
-    In a training of `Disentangler` its own nets are measured. In any other, disentangler nets are distilled here from
-    the network in its state then, a few steps from where the last measurement left them; the training does not notice.
+    In a training of `Disentangler` its own nets are measured. In any other, disentangler nets are distilled from the
+    network at each measurement, a few steps from where the last one left them; the training does not notice.
 
     | key | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
@@ -53,8 +51,9 @@ class FeatureComponents(Monitor):
     one). A distillation takes `steps` batches forward and backward, on every rank the same.
 
     Args:
-        layer: Layer of the feature, see `netprism.components.SplitNetwork`; not needed for a `Disentangler`.
-        orders: Numbers of ReLUs l, rising, each 3m + 1; not needed for a `Disentangler`.
+        layer: Layer of the feature, see `netprism.components.SplitNetwork`. A `Disentangler` needs neither this nor the
+            options of the nets, `orders`, `width`, `skip`, `steps` and `learning_rate`.
+        orders: Numbers of ReLUs l, rising, each 3m + 1.
         width: The factor r: nets of 128 r, 256 r and 512 r channels.
         skip: Whether the nets are residual; otherwise they are stacked.
         steps: Steps of distillation per measurement.
@@ -114,12 +113,13 @@ class FeatureComponents(Monitor):
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""
-        data = {split: chosen for split in _SPLITS if (chosen := self.choose_data(view, split)) is not None}
+        splits: tuple[Split, ...] = ("train", "test")
+        data = {split: chosen for split in splits if (chosen := self.choose_data(view, split)) is not None}
         disentangled = run_on_all_ranks(partial(self._disentangle, view, data["train"]))
         if dist.is_available() and dist.is_initialized():
-            for tensor in (self.distiller.state_dict() or {}).values():  # the same already, but for rounding on a GPU
-                dist.broadcast(tensor, src=0)
-        found = {
+            for tensor in (self.distiller.state_dict() or {}).values():
+                dist.broadcast(tensor, src=0)  # the ranks differ by rounding on a GPU
+        found: dict[str, Components] = {
             split: run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
             for split, chosen in data.items()
         }
@@ -129,11 +129,9 @@ class FeatureComponents(Monitor):
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures and writes the tables, into the run's folder and to W&B."""
-        if self.found:
-            self.publish(
-                trainer, lambda f: figures.draw(self.history, self.found, self.maps, self.channels, f, self.name)
-            )
-            self.publish(trainer, lambda folder: figures.tabulate(self.found, folder, self.name), kind="tables")
+        if found := self.found:
+            self.publish(trainer, lambda f: figures.draw(self.history, found, self.maps, self.channels, f, self.name))
+            self.publish(trainer, lambda folder: figures.tabulate(found, folder, self.name), kind="tables")
 
     def _disentangle(self, view: View, data: MonitorData) -> DisentangledFeature:
         """The module's own nets, or those of the distiller after some more steps."""
@@ -148,37 +146,28 @@ class FeatureComponents(Monitor):
         """Images and their features, batch after batch and from the start again; on every rank the same."""
         for step in view.progress(range(steps), "distillation"):
             x = view.load(data, step % len(data.batches)).inputs
-            yield x.float(), self._feature(view, cut, x).float()
-
-    def _feature(self, view: View, cut: SplitNetwork, x: Tensor) -> Tensor:
-        with torch.no_grad(), view.precision():
-            feature = cut.feature(x)
-        check_finite({cut.layer: feature}, self.name)  # otherwise the nets would never recover
-        return feature
+            with torch.no_grad(), view.precision():
+                feature = cut.feature(x).float()
+            check_finite({cut.layer: feature}, self.name)  # otherwise the nets would never recover
+            yield x.float(), feature
 
     @torch.no_grad()
     def _count(self, view: View, disentangled: DisentangledFeature, data: MonitorData, split: str) -> ComponentMetric:
         """The metric with this rank's batches."""
-        metric, cut, found = ComponentMetric(disentangled.orders).to(view.device), disentangled.cut, False
-        for batch in view.batches(data, split):
+        metric = ComponentMetric(disentangled.orders).to(view.device)
+        for i, batch in enumerate(view.batches(data, split)):
             with view.precision():
-                if not found and batch.labels is not None:
-                    cut.find_head(batch.inputs)
-                    found = True
-                feature = self._feature(view, cut, batch.inputs)
-                approximations = [phi.float() for phi in disentangled.approximate(batch.inputs)]
-                metric.update(feature.float(), approximations, partial(_head, cut, feature.dtype), batch.labels)
+                if i == 0 and batch.labels is not None:
+                    disentangled.cut.find_head(batch.inputs)
+                feature, approximations = disentangled.parts(batch.inputs)
+                check_finite({disentangled.cut.layer: feature}, self.name)
+                metric.update(feature, approximations, disentangled.head, batch.labels)
         return metric
 
-    @torch.no_grad()
     def _show(self, view: View, disentangled: DisentangledFeature, data: MonitorData) -> dict[str, Tensor]:
         """Some images, their features, and Phi^(l) `(orders, images, ...)`."""
         x = view.load(data, 0, self.num_shown).inputs
         with view.precision():
-            feature, approximations = disentangled.cut.feature(x), disentangled.approximate(x)
-        shown = {"images": x, "feature": feature, "approximations": torch.stack(approximations)}
-        return {name: tensor.detach().float().cpu() for name, tensor in shown.items()}
-
-
-def _head(cut: SplitNetwork, dtype: torch.dtype, feature: Tensor) -> Tensor:
-    return cut.head(feature.to(dtype)).float()
+            feature, approximations = disentangled.parts(x)
+        shown = {"images": x.float(), "feature": feature, "approximations": torch.stack(approximations)}
+        return {name: tensor.cpu() for name, tensor in shown.items()}

@@ -29,6 +29,15 @@ class DisentangledFeature:
     cut: SplitNetwork
     approximate: Callable[[Tensor], list[Tensor]]
 
+    @torch.no_grad()
+    def parts(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Maps images (N, ...) to f and Phi^(l) (N, ...), all in float32."""
+        return self.cut.feature(images).float(), [phi.float() for phi in self.approximate(images)]
+
+    def head(self, feature: Tensor) -> Tensor:
+        """Maps f or Phi^(l) to logits (N, classes) in float32; the network gets the type that it gave last."""
+        return self.cut.head(feature.to(self.cut.dtype)).float()
+
 
 @runtime_checkable
 class HasDisentangledFeature(Protocol):

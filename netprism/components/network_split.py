@@ -51,6 +51,7 @@ class SplitNetwork:
         relative_to: nn.Module | None = None,
     ) -> None:
         self.network, self.layer, self.relative_to = network, layer, relative_to
+        self.dtype = torch.float32  # of the last feature
         self._given = head
         self._ending: GateCall | None = None  # the activation that ends the layer
         self._blank: Tensor | None = None  # one input of zeros
@@ -64,14 +65,16 @@ class SplitNetwork:
             TypeError: The layer does not return one tensor.
         """
         if self._blank is None:
-            return self._first_feature(x)
-        inputs: list[Tensor] = []
-        if self._ending is None:
-            return self._run(x)[0]
-        ending = self._ending.layer
-        with watch_gates(self.network, lambda call: inputs.append(_kept(call).input) if call.layer == ending else None):
-            self.network(x)
-        return inputs[0]
+            feature = self._first_feature(x)
+        elif self._ending is None:
+            feature = self._run(x)[0]
+        else:
+            ending, inputs = self._ending.layer, []
+            with watch_gates(self.network, lambda call: inputs.append(_kept(call)) if call.layer == ending else None):
+                self.network(x)
+            feature = inputs[0].input
+        self.dtype = feature.dtype
+        return feature
 
     def find_head(self, x: Tensor) -> None:
         """Finds out how g is run, and checks that g(f(x)) are the network's own logits; once, before `head`.
