@@ -6,6 +6,7 @@ DNNs", 2020, https://arxiv.org/abs/2006.15920; a later version, whose equation n
 """
 
 from netprism.components.disentangler import DisentanglerNet, Disentanglers
+from netprism.components.distillation import DisentangledFeature, distil
 from netprism.components.measures import Components, components, overfitting, significance
 from netprism.components.network_split import SplitNetwork
 from netprism.components.regressor import component_ratios, cross_validate, fit_plane
@@ -14,21 +15,23 @@ from netprism.components.reliable_nets import ReliableNets
 from netprism.components.reliable_variance import Reliability
 from netprism.components.shapley import sampled_shapley_values, shapley_values
 
-__all__ = [  # in reading order
-    "Components",
+__all__ = [  # noqa: RUF022 - in reading order
+    "SplitNetwork",
     "DisentanglerNet",
     "Disentanglers",
-    "Reliability",
-    "ReliableNets",
-    "SplitNetwork",
-    "component_ratios",
+    "distil",
+    "DisentangledFeature",
     "components",
-    "cross_validate",
-    "fit_plane",
+    "significance",
     "overfitting",
+    "Components",
+    "shapley_values",
+    "sampled_shapley_values",
     "reliable_part",
     "round_trips",
-    "sampled_shapley_values",
-    "shapley_values",
-    "significance",
+    "ReliableNets",
+    "Reliability",
+    "component_ratios",
+    "cross_validate",
+    "fit_plane",
 ]
