@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/monitors.py                # ten minutes
     OMP_NUM_THREADS=1 python benchmarks/monitors.py --images 512   # fewer training steps: noisier, sooner
 
-Trains on a few images, since what a monitor costs does not depend on their number, and counts the epoch of 50 000 as 391
-steps of 128, without validation. CPU seconds of the process, so that others on the machine count less; medians over
+Trains on a few images, since what a monitor costs does not depend on their number, and counts the epoch of 50 000 as
+391 steps of 128, without validation. CPU seconds of the process, so that others on the machine count less; medians over
 epochs, of which the first one is left out. Forward passes: how many images could pass the network in that time, in
 batches of 128 without gradients. Operators: calls of torch's, of which a GPU gets about a kernel each, some 5 us to
 launch; where they are small, that is what they cost there.
@@ -41,7 +41,7 @@ class Operators(TorchDispatchMode):
 
 
 class Stopwatch(pl.Callback):
-    """CPU seconds of training steps and of every measurement of the monitors; the operators of the first measurement."""
+    """CPU seconds of training steps and of every measurement of the monitors; operators of the first measurement."""
 
     def __init__(self, monitors):
         self.steps, self.operators = [], {}

@@ -1,4 +1,4 @@
-"""The common part of all data modules: a seeded subset, a seeded order for every epoch, plain images for the monitors."""
+"""The common part of all data modules: a seeded subset, a seeded sequence per epoch, plain images for the monitors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from netprism.datamodules.order import EpochSampler, ResumableLoader, SeededIndex
+from netprism.datamodules.sampling import EpochSampler, ResumableLoader, SeededIndex
 
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
@@ -36,8 +36,8 @@ class ImageTensors:
     """Labelled images that fit into memory.
 
     Args:
-        images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
-        targets: (N,), int64.
+        images: Images (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
+        targets: Labels (N,), int64.
 
     Raises:
         ValueError: if there are not as many labels as images.
@@ -58,16 +58,16 @@ class ImageTensors:
 class ImageSubset(Dataset[tuple[Tensor, int]]):
     """Some images of a data set, each transformed when it is read.
 
-    For an index that is a `SeededIndex`, torch's random state is the one of its seed while the image is transformed, and put
-    back after: a random transform gives the same image in one process or many, with any number of workers.
+    For an index that is a `SeededIndex`, torch's random state is the one of its seed while the image is transformed,
+    and put back after: a random transform gives the same image in one process or many, with any number of workers.
 
     Args:
-        source: raw images.
-        indices: (n,) int64 positions in `source`.
-        transform: raw image to float tensor (C, H, W).
+        source: Raw images.
+        indices: Positions in `source`, int64 (n,).
+        transform: Function from a raw image to a float tensor (C, H, W).
 
     Attributes:
-        targets: (n,) int64, the labels of the chosen images.
+        targets: Labels of the chosen images, int64 (n,).
     """
 
     def __init__(self, source: LabelledImages, indices: Tensor, transform: Transform) -> None:
@@ -96,22 +96,23 @@ class ImageDataModule(LightningDataModule, ABC):
     A subclass sets the attributes below and says how to `read` a split.
 
     Args:
-        root: folder of the files.
-        batch_size: images per step and process.
-        train_samples: train on a random subset of this many images; None for all. With the same seed, a smaller subset
+        root: Folder of the files.
+        batch_size: Number of images per step and rank.
+        train_samples: Train on a random subset of this many images; None for all. With the same seed, a smaller subset
             is part of a larger one.
-        augment: vary the training images at random, in a way that depends on `seed`, epoch and image alone. Test images
+        augment: Vary the training images at random, in a way that depends on `seed`, epoch and image alone. Test images
             and those of `monitor_dataset` are never varied.
-        num_workers: processes that read images; 0 reads them in the training process, enough for images in memory.
-        seed: of the subset and of the order of the training images.
-        download: fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
+        num_workers: Number of processes that read images; 0 reads them in the training process, enough for images in
+            memory.
+        seed: Seed of the subset and of the order of the training images.
+        download: Fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
             fetch the files before the run.
 
     Attributes:
-        num_classes: the labels are 0 to num_classes - 1.
-        shape: (C, H, W) of an image.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel, likewise.
+        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        shape: Shape (C, H, W) of an image.
+        mean: Mean of each channel, of pixels in [0, 1].
+        std: Standard deviation of each channel, of pixels in [0, 1].
 
     Raises:
         ValueError: if `batch_size`, `train_samples`, `num_workers` or `seed` is impossible; `train_samples` above the
@@ -175,7 +176,7 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: if `split` is neither.
         """
         if split not in get_args(Split):
-            raise ValueError(f"split is {split!r}, not one of {', '.join(map(repr, get_args(Split)))}")
+            raise ValueError(f"split is {split!r}; expected {' or '.join(map(repr, get_args(Split)))}")
         return self._dataset(split)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -196,7 +197,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         dataset, (processes, rank) = self._dataset("test"), self._processes_and_rank()
         if len(dataset) < processes:
-            raise ValueError(f"there are {len(dataset)} test images: too few for {processes} processes, one each")
+            raise ValueError(
+                f"there are {len(dataset)} test images; expected at least one for each of {processes} processes"
+            )
         sampler = UnrepeatedDistributedSampler(dataset, processes, rank, shuffle=False)
         # By keyword: for predictions, Lightning makes the loader again from its arguments, with another sampler.
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, **self._loading())
@@ -220,7 +223,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if split == "test" or self.train_samples is None:
             return torch.arange(size)
         if self.train_samples > size:
-            raise ValueError(f"train_samples is {self.train_samples}, but there are {size} training images")
+            raise ValueError(
+                f"train_samples is {self.train_samples}; expected at most {size}, the number of training images"
+            )
         order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
         return order[: self.train_samples].sort().values
 
@@ -239,4 +244,4 @@ class ImageDataModule(LightningDataModule, ABC):
 
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise ValueError(f"{name} is {value}: it must be at least {least}")
+        raise ValueError(f"{name} is {value}; expected a number >= {least}")

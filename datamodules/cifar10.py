@@ -19,8 +19,8 @@ class CIFAR10(DownloadedDataModule):
     `augment` crops 32 x 32 pixels out of the image with a black border of four, and mirrors every other image.
 
     Args:
-        grayscale: one channel, the luma of ITU-R 601, instead of three.
-        **kwargs: those of :class:`ImageDataModule`.
+        grayscale: Load one channel, the luma of ITU-R 601, instead of three.
+        kwargs: Options of :class:`ImageDataModule`.
     """
 
     dataset = datasets.CIFAR10

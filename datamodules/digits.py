@@ -13,12 +13,12 @@ from netprism.datamodules.base import ImageDataModule, ImageTensors, Split
 class Digits(ImageDataModule):
     """1797 handwritten digits of 8 x 8 pixels, enlarged bilinearly: 1437 to train on, 360 to test.
 
-    Both splits have the same share of each class; `seed` also chooses which images are held out. The images come with
-    scikit-learn: `root` and `download` are not used.
+    Both splits have the same fraction of each class; `seed` also chooses which images are held out. The images come
+    with scikit-learn: `root` and `download` are not used.
 
     Args:
-        image_size: height and width of an enlarged image.
-        **kwargs: those of :class:`ImageDataModule`.
+        image_size: Height and width of an enlarged image.
+        kwargs: Options of :class:`ImageDataModule`.
 
     Raises:
         ValueError: if `image_size` is not positive.

@@ -18,7 +18,7 @@ class DownloadedDataModule(ImageDataModule):
 
     Raises:
         FileNotFoundError: from `prepare_data` or `setup`, if a file is missing and was not or could not be downloaded.
-        OSError: likewise, if a file is broken.
+        OSError: A file is broken.
     """
 
     dataset: type[VisionDataset]

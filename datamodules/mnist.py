@@ -18,7 +18,7 @@ class MNIST(DownloadedDataModule):
 
     Args:
         image_size: 28, or more for a black border around the digit: LeNet-5 takes 32.
-        **kwargs: those of :class:`ImageDataModule`.
+        kwargs: Options of :class:`ImageDataModule`.
 
     Raises:
         ValueError: if `image_size` is less than 28.

@@ -11,7 +11,7 @@ from torchvision.ops import masks_to_boxes
 
 from netprism.datamodules.base import ImageDataModule, ImageSubset, ImageTensors, Split, Transform
 
-AREA = (0.05, 0.12)  # of a shape, as a share of the image
+AREA = (0.05, 0.12)  # of a shape, as a fraction of the image
 _REACH = 0.944 * math.sqrt(AREA[1])  # farthest point of the largest shape, a star, from its centre; image side = 1
 _CHUNK = 1000  # images drawn at a time: 12 MB per array of floats at 32 x 32
 
@@ -64,9 +64,9 @@ class SegmentedImages(ImageTensors):
     """Labelled images, each with the segment of its object.
 
     Args:
-        images: (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
-        targets: (N,), int64.
-        masks: (N, H, W), bool, True on the object.
+        images: Images (N, C, H, W), uint8 in [0, 255] or float in [0, 1].
+        targets: Labels (N,), int64.
+        masks: Masks (N, H, W), bool, True on the object.
 
     Raises:
         ValueError: if there are not as many labels and masks as images.
@@ -89,8 +89,9 @@ class SegmentedSubset(ImageSubset):
     """An :class:`ImageSubset` whose items are (image, label, mask of the object: bool (H, W)).
 
     Attributes:
-        masks: (n, H, W), bool, the segments of the chosen images.
-        boxes: (n, 4), int64: left, top, right and bottom of the segments, the last two just outside them.
+        masks: Segments of the chosen images, bool (n, H, W).
+        boxes: Boxes of the segments, int64 (n, 4): left, top, right and bottom of the segments, the last two just
+            outside them.
     """
 
     def __init__(self, source: SegmentedImages, indices: Tensor, transform: Transform) -> None:
@@ -112,10 +113,10 @@ class Shapes(ImageDataModule):
     `boxes` of all its images; batches for training and validation are (images, labels).
 
     Args:
-        image_size: height and width, at least 16.
-        train_images: how many to draw for training, balanced over the classes.
-        test_images: likewise for the test.
-        **kwargs: those of :class:`ImageDataModule`.
+        image_size: Height and width, at least 16.
+        train_images: Number of training images, balanced over the classes.
+        test_images: Number of test images, balanced over the classes.
+        kwargs: Options of :class:`ImageDataModule`.
 
     Raises:
         ValueError: if `image_size`, `train_images` or `test_images` is too small.

@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed training, and what each of them has."""
+"""What the ranks of a distributed training send one another, and how an error on one of them ends all."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import distributed as dist
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 T = TypeVar("T")
-_TOLD = "the other processes were told"
+_REPORTED = "the other ranks have been told"
 
 
 class RemoteRankError(RuntimeError):
-    """Work that all processes do at the same time has failed in another one."""
+    """Work that all ranks do at the same time has failed on another one."""
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process sends that has failed, in place of what the others wait for."""
+    """What a failed rank sends, instead of what the others wait for."""
 
     why: str
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum of all processes' values, the same to the bit on each; alone, the values themselves.
+    """Returns the sum of all ranks' values, bitwise the same on each; in one process, the values themselves.
 
-    All processes have to call it, and to go backward through it: the gradient is that of the sum of all their losses.
+    All ranks have to call it, and to go backward through it: the gradient is that of the sum of all their losses.
     (`torch.distributed.nn.functional.all_reduce` does this too, but warns in torch 2.15 that it will go.)
 
     Args:
-        values: of one shape on all processes.
+        values: Tensor of the same shape on all ranks.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return values
@@ -42,10 +42,10 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_gather_object(own: T) -> list[T]:
-    """What each process has, by rank, on each of them; all have to call it. Tensors should be on the CPU.
+    """Returns the objects of all ranks, by rank; all ranks have to call it. Tensors should be on the CPU.
 
     Raises:
-        RemoteRankError: a process has failed within a `run_on_all_ranks`, and what it has will never come.
+        RemoteRankError: A rank has failed within `run_on_all_ranks`, so that its object will never come.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return [own]
@@ -57,14 +57,14 @@ def all_gather_object(own: T) -> list[T]:
 
 
 def run_on_all_ranks(run: Callable[[], T]) -> T:
-    """What `run` returns in this process; where it raises in one of them, it raises in all.
+    """Returns what `run` returns on this rank; where it raises on one rank, all ranks raise.
 
-    A process that left alone would keep the others waiting in their next gather. So it tells them there: in the next
-    `all_gather_object` or at the end of the next `run_on_all_ranks`, be that within `run` or its own. Any other collective (a sum, a
-    broadcast) has to follow on one of these two with no work between that may fail in one process alone.
+    A rank that failed alone would leave the others waiting in their next gather. So a failing rank reports there: in
+    the next `all_gather_object`, within `run` or at its end. Put any other collective (a sum, a broadcast) directly
+    after one of these, with nothing in between that may fail on one rank only.
 
     Raises:
-        RemoteRankError: in the processes that have not failed themselves.
+        RemoteRankError: On the ranks that have not failed themselves.
     """
     try:
         result = run()
@@ -72,46 +72,46 @@ def run_on_all_ranks(run: Callable[[], T]) -> T:
         if not is_reported(error):
             with suppress(RemoteRankError):
                 all_gather_object(_Failure(f"process {dist.get_rank()}: {in_one_line(error)}"))
-            error.add_note(_TOLD)
+            error.add_note(_REPORTED)
         raise
     all_gather_object(None)
     return result
 
 
 def is_reported(error: Exception) -> bool:
-    """Whether each process has this error or a `RemoteRankError` for it."""
+    """Returns whether each rank has this error or a `RemoteRankError` for it."""
     alone = not (dist.is_available() and dist.is_initialized())
-    return alone or isinstance(error, RemoteRankError) or _TOLD in getattr(error, "__notes__", ())
+    return alone or isinstance(error, RemoteRankError) or _REPORTED in getattr(error, "__notes__", ())
 
 
 def in_one_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """Returns the kind of an error and the first line of its message."""
     if isinstance(error, RemoteRankError):
         return str(error)
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def is_rank_zero() -> bool:
-    """Whether this is process 0, or the only one."""
+    """Returns whether this is rank 0, or the only process."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def rank_indices(count: int) -> range:
-    """Of 0, ..., count - 1 those that fall to this process: r, r + W, ... to number r of W."""
+    """Returns those of 0, ..., count - 1 that belong to this rank: r, r + W, ... for rank r of W."""
     if not (dist.is_available() and dist.is_initialized()):
         return range(count)
     return range(dist.get_rank(), count, dist.get_world_size())
 
 
 def all_gather_rows(own: Tensor) -> Tensor:
-    """The rows of all processes on each of them, in the order in which samplers deal them out: r, r + W, ... to r."""
+    """Returns the rows of all ranks on each of them, in the order of samplers: r, r + W, ... are those of rank r."""
     parts = all_gather_object(own.detach().cpu())
     places = [torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)]
     return torch.cat(parts)[torch.cat(places).argsort()].to(own.device)
 
 
 def this_rank(parts: Sequence[T]) -> T | None:
-    """Of what `all_gather_object` returned, also in an earlier run: this process' part, or None of as many as are not here."""
+    """Returns this rank's entry of a gathered list, or None if the list is of another number of ranks."""
     is_one = not (dist.is_available() and dist.is_initialized())
     rank, size = (0, 1) if is_one else (dist.get_rank(), dist.get_world_size())
     return parts[rank] if len(parts) == size else None

@@ -1,4 +1,4 @@
-"""Names of a model's modules as people know them, and running compiled ones so that hooks fire."""
+"""Names of a model's modules as users know them, and eager runs of compiled models, so that hooks fire."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 def module_names(model: nn.Module, relative_to: nn.Module | None = None) -> dict[nn.Module, str]:
-    """Every module with its path, without the prefixes that DDP and `torch.compile` add; the model itself is "".
+    """Returns every module with its path, without the prefixes of DDP and `torch.compile`; the model itself is "".
 
     Args:
-        model: any module.
-        relative_to: a part of it whose modules are named as seen from there.
+        model: Any module.
+        relative_to: Part of it whose modules are named as seen from there.
     """
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else relative_to
     names = {module: path for path, module in model.named_modules()}

@@ -38,30 +38,31 @@ def tap(
     inputs: bool = False,
     relative_to: nn.Module | None = None,
 ) -> Iterator[dict[str, Tensor]]:
-    """Collects what the named layers compute when the model runs inside the block.
+    """Collects the outputs of the named layers when the model runs inside the block.
 
     A layer that runs several times in one pass gives `name`, `name#1`, `name#2`, ..., as gates are named; asking for
     `name` gives all of them, asking for `name#1` that one. A pass begins with each call of `model`, and only the last
     pass is kept. Where only parts of `model` are called (`model.encoder(x)`), all calls in the block are one pass.
 
-    Gradients flow through the features: they are tensors of the graph itself, and the model goes on with copies, so
-    that an in-place ReLU behind a layer does not overwrite what was read. Compiled models run eagerly inside the block,
-    since hooks registered after the first compiled call never fire. Nothing stays behind, also after an exception.
+    Gradients flow through the features: they are tensors of the graph itself, and the model continues with copies,
+    so that an in-place ReLU behind a layer does not overwrite what was read. Compiled models run eagerly inside the
+    block, since hooks registered after the first compiled call never fire. Nothing stays behind, also after an
+    exception.
 
     Args:
-        model: any module, in train or eval mode.
-        layers: names out of `layer_names(model)`, with or without `#1`; one alone may be a plain string.
-        detach: keep copies without gradient instead; the model goes on with its own tensors.
-        inputs: collect what goes into the layers instead of what comes out.
-        relative_to: a part of `model`; layers may then be named as seen from there, as well as from `model`.
+        model: Any module, in train or eval mode.
+        layers: Names out of `layer_names(model)`, with or without `#1`; one alone may be a plain string.
+        detach: Keep copies without gradient instead; the model continues with its own tensors.
+        inputs: Collect the inputs of the layers instead of their outputs.
+        relative_to: Part of `model`; layers may then be named as seen from there, as well as from `model`.
 
     Yields:
         {name: tensor} in the order of the calls, filled by each pass; it may be used after the block.
 
     Raises:
         ValueError: `model` has no layer of that name.
-        TypeError: what a layer returns (or takes) is not one tensor; raised where the model is called.
-        RuntimeError: a layer did not run in the last pass; raised at the end of the block.
+        TypeError: A layer returns (or takes) something other than one tensor; raised where the model is called.
+        RuntimeError: A layer did not run in the last pass; raised at the end of the block.
 
     Example:
         >>> import torch
@@ -118,7 +119,7 @@ class _Recorder:
         return module.register_forward_hook(after)
 
     def _keep(self, name: str, value: object) -> Tensor:
-        """Keeps `value` if it is wanted; returns what the model goes on with."""
+        """Keeps `value` if it is wanted; returns what the model continues with."""
         if not isinstance(value, Tensor):
             verb = "takes" if self._inputs else "returns"
             raise TypeError(f"layer {name!r} {verb} {_describe(value)}, not one tensor")
@@ -141,7 +142,7 @@ def find_layer(model: nn.Module, name: str, relative_to: nn.Module | None = None
     """Returns the layer of `model` with a name out of `layer_names(model, relative_to)` or `layer_names(model)`.
 
     Raises:
-        ValueError: there is none; lists the layers by the names that may be typed.
+        ValueError: There is none; the message lists the layers by the names that may be typed.
     """
     layers = _layers(model, relative_to)
     if (found := layers.get(name, _layers(model, None).get(name))) is not None:
@@ -171,7 +172,7 @@ def _without_call(name: str) -> str:
 
 
 def _describe(value: object) -> str:
-    """What a layer gave, in a few words: `tuple of (Tensor, NoneType)`, `dict of (Tensor)`, `NoneType`."""
+    """Describes what a layer gave: `tuple of (Tensor, NoneType)`, `dict of (Tensor)`, `NoneType`."""
     kind = type(value).__name__
     if not isinstance(value, tuple | list | dict):
         return kind

@@ -1,4 +1,4 @@
-"""Every monitor and every analysis logs the same numbers on one process, on two and on four, and on each rank of them."""
+"""Every monitor and every analysis logs the same numbers on one process, on two and on four, on each rank."""
 
 from functools import partial
 

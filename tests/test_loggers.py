@@ -178,7 +178,7 @@ def test_a_logger_that_breaks_is_given_up_in_one_line(tmp_path, monkeypatch, cap
         logger.log_hyperparams({"lr": 1})
         logger.finalize("success")
     stopped = [record.getMessage() for record in caplog.records if "W&B: stopped" in record.getMessage()]
-    assert stopped == ["W&B: stopped, metrics.csv goes on (Connection reset by peer)"]
+    assert stopped == ["W&B: stopped, metrics.csv continues (Connection reset by peer)"]
 
 
 def test_even_a_mode_that_does_not_exist_stops_no_training(tmp_path, monkeypatch, caplog):

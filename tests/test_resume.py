@@ -117,8 +117,8 @@ def fit(analysis, folder, interrupt=None, data=None, ckpt_path=None, seed=0, **o
     pl.seed_everything(seed, workers=True)
     module, callbacks = ANALYSES[analysis]()
     settings = {
-        "max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1, "logger": ResumableCSVLogger(folder),
-        "log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
+        "max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1,
+        "logger": ResumableCSVLogger(folder), "log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
     }  # fmt: skip
     trainer = pl.Trainer(callbacks=[ExactResume(), *callbacks, interrupt or Interrupt()], **(settings | options))
     data = (data or DATA)()

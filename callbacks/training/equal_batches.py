@@ -14,12 +14,12 @@ class CheckEqualBatches(pl.Callback):
 
         trainer = Trainer(strategy="ddp", devices=2, callbacks=[CheckEqualBatches()])
 
-    In DDP all ranks add up their gradients after each batch. One that has no batch left goes on to the next epoch: its
-    gradients are added to those of another epoch, or the others wait for it until the process group gives up, after
+    In DDP all ranks add up their gradients after each batch. A rank without further batches proceeds to the next epoch:
+    its gradients are added to those of another epoch, or the others wait for it until the process group gives up, after
     half an hour by default. Lightning's own sampler and netprism's data modules deal out equally many; a sampler of
     one's own, or shards of different sizes with `use_distributed_sampler=False`, may not.
 
-    One number is sent for each training, and for each epoch that loads its data anew. Loaders without a length cannot
+    One number is sent for each training, and for each epoch that reloads its data. Loaders without a length cannot
     be compared. Validation may be uneven: nothing is added up there between its batches.
     """
 

@@ -1,7 +1,7 @@
-"""The sums of an epoch that is not over: what `self.log` and torchmetrics have added up, to be put into a checkpoint.
+"""The sums of a running epoch: what `self.log` and torchmetrics have added up, for a checkpoint.
 
-Lightning (2.6) leaves them out, so that the means of an epoch that was interrupted are those of its second half. It has
-no public way to them; `tests/test_resume.py` would see a change.
+Lightning (2.6) leaves them out, so that the means of an interrupted epoch are those of its second half. It has no
+public access to them; `tests/test_resume.py` would notice a change.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torchmetrics import Metric
 
 
 def is_running(trainer: pl.Trainer) -> bool:
-    """Whether an epoch has begun whose end is not reached: before its last hooks Lightning counts it as processed."""
+    """Returns whether an epoch has begun and not ended: Lightning counts it as processed before its last hooks."""
     epoch = cast(_ProcessedTracker, trainer.fit_loop.epoch_progress.current)
     return epoch.started > epoch.processed
 
 
-def row(trainer: pl.Trainer) -> tuple[dict[str, float], int] | None:
-    """What Lightning will hand to the loggers once the checkpoint is written, if anything, and with what step.
+def pending_row(trainer: pl.Trainer) -> tuple[dict[str, float], int] | None:
+    """Returns what Lightning will give to the loggers after the checkpoint, if anything, and with what step.
 
-    That is the last batch within an epoch, the whole epoch at its end.
+    Within an epoch that is the last batch, at its end the whole epoch.
     """
     connector, step = trainer._logger_connector, trainer.fit_loop.epoch_loop._batches_that_stepped
     due = trainer.training and (connector.should_update_logs or not is_running(trainer))
@@ -35,8 +35,8 @@ def row(trainer: pl.Trainer) -> tuple[dict[str, float], int] | None:
     return {**scalars, "epoch": trainer.current_epoch}, step if is_running(trainer) else step - 1
 
 
-def logged(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    """What this process has logged in the running epoch, one dict a key: how it was logged, and its sums."""
+def logged_sums(trainer: pl.Trainer) -> list[dict[str, Any]]:
+    """Returns what this rank has logged in the running epoch, one dict per key: how it was logged, and its sums."""
     entries = []
     for result in _results(trainer).result_metrics:
         if result.has_reset:
@@ -59,8 +59,8 @@ def logged(trainer: pl.Trainer) -> list[dict[str, Any]]:
     return entries
 
 
-def log_again(trainer: pl.Trainer, pl_module: pl.LightningModule, entries: list[dict[str, Any]]) -> None:
-    """Puts back what `logged` returned, before the first batch of the rest of the epoch; all processes have to."""
+def restore_sums(trainer: pl.Trainer, pl_module: pl.LightningModule, entries: list[dict[str, Any]]) -> None:
+    """Restores what `logged_sums` returned, before the first batch of the rest of the epoch; on all ranks."""
     results = _results(trainer)
     for entry in entries:
         how = {**entry["how"], "reduce_fx": getattr(torch, entry["how"]["reduce_fx"])}
@@ -74,7 +74,7 @@ def log_again(trainer: pl.Trainer, pl_module: pl.LightningModule, entries: list[
 
 
 def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """The states of the module's torchmetrics that have been updated, by their names."""
+    """Returns the states of the module's torchmetrics that have been updated, by their names."""
     updated = ((name, m) for name, m in module.named_modules() if isinstance(m, Metric) and m.update_called)
     return {
         name: {"updates": m._update_count, "states": {key: _on_cpu(getattr(m, key)) for key in m._defaults}}
@@ -83,7 +83,7 @@ def metric_states(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def set_metric_states(module: nn.Module, states: dict[str, dict[str, Any]]) -> None:
-    """Puts back what `metric_states` returned."""
+    """Restores what `metric_states` returned."""
     for name, state in states.items():
         metric = module.get_submodule(name)
         assert isinstance(metric, Metric)
@@ -92,7 +92,7 @@ def set_metric_states(module: nn.Module, states: dict[str, dict[str, Any]]) -> N
             setattr(metric, key, _to(value, metric.device))
 
 
-def _results(trainer: pl.Trainer) -> Any:  # noqa: ANN401 - a class of Lightning's that is not public
+def _results(trainer: pl.Trainer) -> Any:  # noqa: ANN401 - a private class of Lightning
     return trainer.fit_loop.epoch_loop._results
 
 

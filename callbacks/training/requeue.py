@@ -37,9 +37,9 @@ class Requeue(pl.Callback):
     validation or a monitor is obeyed after it, so give long ones time (`make slurm ... SIGNAL=600`).
 
     Args:
-        path: of the checkpoint; None: `last.ckpt` in the folder of the trainer's first ModelCheckpoint.
-        every_n_batches: agree after every n-th batch, which sums one number over the processes and, on a GPU, waits for
-            it; None: after every batch on a CPU, every tenth elsewhere.
+        path: Path of the checkpoint; None: `last.ckpt` in the folder of the trainer's first ModelCheckpoint.
+        every_n_batches: The ranks agree after every n-th batch, which sums one number over them and, on a GPU, waits
+            for it; None: after every batch on a CPU, every tenth elsewhere.
     """
 
     def __init__(self, path: str | None = None, every_n_batches: int | None = None) -> None:
@@ -59,8 +59,8 @@ class Requeue(pl.Callback):
             self._catch(signal.SIGUSR1)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the place of Lightning's handlers, which it has installed by now."""
-        # It puts back what it has found: that of SIGUSR1, by then, was ours of `setup`.
+        """Replaces Lightning's signal handlers, which are installed by now."""
+        # Lightning restores the handlers that it found; for SIGUSR1 that was the one of `setup`.
         trainer._signal_connector._original_handlers.update(self._before)
         for number in SIGNALS:
             self._catch(number)
@@ -68,21 +68,21 @@ class Requeue(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Saves and ends, if any process was asked to and this is a place to go on from."""
+        """Saves and ends, if any rank was asked to and the training can resume from here."""
         every = self.every_n_batches or (1 if pl_module.device.type == "cpu" else 10)
         if (batch_idx + 1) % every == 0 and _can_go_on_from_here(trainer):
             self._obey(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same between two epochs."""
-        # From a checkpoint of an epoch that has begun without a batch, Lightning (2.6) goes on with the one after it.
+        """Saves and ends between two epochs."""
+        # From a checkpoint of an epoch that has begun without a batch, Lightning (2.6) continues with the one after it.
         progress = trainer.fit_loop.epoch_progress
         progress.total.ready, progress.current.ready = progress.total.ready - 1, progress.current.ready - 1
         self._obey(trainer)
         progress.increment_ready()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Puts the handler of `setup` back, where Lightning has none of its own yet."""
+        """Restores the handler that `setup` replaced, where Lightning has installed none yet."""
         if signal.SIGUSR1 in self._before and not trainer._signal_connector._original_handlers:
             signal.signal(signal.SIGUSR1, self._before[signal.SIGUSR1])
 
@@ -96,8 +96,8 @@ class Requeue(pl.Callback):
         for logger in trainer.loggers:
             logger.finalize("failed")  # now: Slurm kills the job's processes while it is put back
         job = requeued_job() if trainer.is_global_zero else None
-        then = f"job {job} is back in the queue" if job else "go on with --ckpt_path last"
-        # The disk may be full: netprism's own checkpoint_io has said so, and the older checkpoint is there.
+        then = f"job {job} is back in the queue" if job else "continue with --ckpt_path last"
+        # If the disk is full, SafeCheckpointIO has warned, and the older checkpoint is there.
         saved = (
             "could not save"
             if display_path(path) in getattr(trainer.strategy.checkpoint_io, "unsaved", ())
@@ -119,12 +119,12 @@ class Requeue(pl.Callback):
 
 
 def requeued_job() -> str | None:
-    """Puts this process' Slurm job back into the queue; returns its id, or None where there is no running job."""
+    """Requeues the Slurm job of this process; returns its id, or None where there is no running job."""
     job = os.environ.get("SLURM_JOB_ID") if SLURMEnvironment.detect() else None
     if job is None:
         return None
     try:
-        # A cancelled job gets SIGTERM as well, and is not to come back.
+        # A cancelled job gets SIGTERM as well, and is not requeued.
         if _slurm("squeue", "--noheader", "--jobs", job, "--format", "%T") != "RUNNING":
             return None
         _slurm("scontrol", "requeue", job)
@@ -145,9 +145,10 @@ def _last_checkpoint(trainer: pl.Trainer) -> Path:
 
 
 def _can_go_on_from_here(trainer: pl.Trainer) -> bool:
-    """Whether Lightning (2.6) goes on from after this batch as if nothing had been.
+    """Whether a resume after this batch gives the uninterrupted training.
 
-    It forgets gradients that are not applied yet, and skips a validation that follows the batch, and an epoch's end.
+    Lightning (2.6) forgets gradients that are not applied yet, and skips a validation after the batch and an epoch's
+    end.
     """
     loop = trainer.fit_loop.epoch_loop
     fetcher = trainer.fit_loop._data_fetcher

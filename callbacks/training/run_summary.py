@@ -17,18 +17,19 @@ LONGEST = 24  # keys that are all shown
 class RunSummary(Callback):
     """Prints a table of the logged quantities, without those of single layers, and the places of a run's files.
 
-    The values are those of the trainer's `ResumableCSVLogger`; without one (a dry run, a trainer of one's own) nothing is said.
+    The values are those of the trainer's `ResumableCSVLogger`; without one (a dry run, a trainer of one's own) nothing
+    is said.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say where a training that was stopped by hand can go on."""
+        """Print how to continue a training that was stopped with Ctrl-C."""
         curves = next((logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)), None)
         if isinstance(exception, KeyboardInterrupt) and curves is not None and trainer.is_global_zero:
             curves.save()
             print(
                 "",
                 *places(trainer, curves),
-                f"go on with   make resume RUN={display_path(curves.path.parent)}",
+                f"continue     make resume RUN={display_path(curves.path.parent)}",
                 sep="\n",
             )
 

@@ -1,4 +1,4 @@
-"""Entropy of the gates, accuracy and over-fitting of a small MLP on digits, by the weight of the loss, with and without f.
+"""Entropy of gates, accuracy and over-fitting of a small MLP on digits by the weight of the loss, with f and without.
 
     python docs/studies/weight_sweep.py [seeds]
 

@@ -30,7 +30,7 @@ from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
 from netprism.runs.checkpoints import of_another_model
 from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, unlock
 
-# What jsonargparse says about the inside of its types, before and after the line that names the mistake.
+# Lines of jsonargparse about its own types, around the line that names the mistake.
 NOISE = (
     "Does not validate against",
     "Subtypes:",
@@ -53,7 +53,7 @@ DEFAULTS = Path(__file__).parents[1] / "configs" / "trainer" / "default.yaml"
 
 
 def is_no_advert(record: logging.LogRecord) -> bool:
-    """Tell whether a line of Lightning's log is about the run, and not about another product."""
+    """Return whether a log line is about the run: Lightning's advertisement of LitLogger is dropped."""
     return "litlogger" not in record.getMessage()
 
 
@@ -73,7 +73,7 @@ class SaveRun(SaveConfigCallback):
             return
         folder = os.environ[RUN]
         config = self.config.clone()
-        config["ckpt_path"] = None  # where this process went on, no part of what the run is
+        config["ckpt_path"] = None  # where this process resumed, which is no property of the run
         text = self.parser.dump(config, skip_none=False)
         text = re.sub(rf"(?<![^\s'\"]){re.escape(folder)}(?=[/\s'\"])", f"${{oc.env:{RUN}}}", text)
         write_text(Path(folder, "config.yaml"), text)
@@ -86,7 +86,7 @@ class NetprismCLI(LightningCLI):
     def __init__(self, args: list[str], goes_on: bool = False) -> None:
         self.args, self.goes_on = args, goes_on
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.", FutureWarning)  # Lightning 2.6, torch 2.15
-        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")  # teachers are meant so
+        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")  # teachers, on purpose
         logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(is_no_advert)
         options = {"parser_mode": "omegaconf", "exit_on_error": False, "allow_abbrev": False}
         defaults = {command: {**options, "default_config_files": [str(DEFAULTS)]} for command in self.subcommands()}
@@ -124,7 +124,7 @@ class NetprismCLI(LightningCLI):
         resolve_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
 
     def _parse_ckpt_path(self) -> None:
-        """Keep to the config: Lightning's would let the checkpoint name another class for the model, and arguments."""
+        """Ignore the checkpoint: Lightning's would let it choose the class of the model and its arguments."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.config[subcommand].get("weights_only") is False:
@@ -174,7 +174,7 @@ class NetprismCLI(LightningCLI):
             return
         if (folder / "metrics.csv").exists() and not self.goes_on:
             raise FileExistsError(
-                f"{display_path(folder)} has a run; go on with --ckpt_path last or name a folder in ${RUN}"
+                f"{display_path(folder)} has a run; continue it with --ckpt_path last, or name a folder in ${RUN}"
             )
         open_folder(folder)
         lock(folder)

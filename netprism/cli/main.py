@@ -43,10 +43,10 @@ Examples
   netprism fit --config quickstart
   netprism fit --config quickstart --trainer.fast_dev_run true    one batch of everything, leaves no file
   netprism fit --config quickstart --trainer.devices 2 --trainer.strategy ddp
-  netprism fit --config quickstart --ckpt_path last               goes on with the newest run
+  netprism fit --config quickstart --ckpt_path last               continues the newest run
 
 A run is a folder runs/EXPERIMENT/ID with config.yaml, git.txt, metrics.csv, checkpoints/, figures/ and wandb/.
-An experiment that looks into a trained network takes the newest finished run of another one, trained first if missing.
+An experiment that analyses a trained network takes the newest finished run of another one, trained first if missing.
 Environment: NETPRISM_RUNS (instead of runs), NETPRISM_RUN (the folder of this run), NETPRISM_TRACEBACK=1 (where an
 error came from), WANDB_API_KEY and WANDB_MODE (curves in the browser; offline without a key)."""
 
@@ -97,7 +97,8 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _exit(code: int, error: Exception) -> None:
-    print(f"netprism: error: {' '.join(str(error).split())}", file=sys.stderr)
+    start = "\n" if sys.stderr.isatty() else ""  # a progress bar may have left the line open
+    print(f"{start}netprism: error: {' '.join(str(error).split())}", file=sys.stderr)
     raise SystemExit(code) from error
 
 
@@ -117,7 +118,7 @@ def experiments() -> dict[str, Path]:
 def run(command: str, args: list[str]) -> NetprismCLI:
     """Find the configs, choose the run folder, and hand over to Lightning.
 
-    Only `--config` and `--ckpt_path` are looked at here: they say which folder it is, and the configs are read with it.
+    Only `--config` and `--ckpt_path` are parsed here: they determine the folder, which the configs refer to.
 
     Returns:
         Lightning's command line when it is done, with its `trainer`, `model` and `datamodule`.
@@ -129,7 +130,7 @@ def run(command: str, args: list[str]) -> NetprismCLI:
     configs = [find_config(name) for name in known.config]
     folder, ckpt = choose_folder(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
     if command == "fit" and ckpt and scheduler_id() and (folder / "config.yaml").is_file():
-        configs = [folder / "config.yaml"]  # a job that comes back from the queue looks into the networks it began with
+        configs = [folder / "config.yaml"]  # a requeued job keeps the teachers that it began with
     printed = any(arg.startswith("--print_config") for arg in rest)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"netprism {command}: loading torch and Lightning, some seconds", file=sys.stderr, flush=True)
@@ -139,12 +140,12 @@ def run(command: str, args: list[str]) -> NetprismCLI:
         return NetprismCLI(
             [command, *(f"--config={path}" for path in configs), *rest, *([f"--ckpt_path={ckpt}"] if ckpt else [])],
             goes_on=known.ckpt_path is not None
-            or is_restart(),  # a run that was stopped before its first checkpoint starts afresh
+            or is_restart(),  # a run that was stopped before its first checkpoint starts from the beginning
         )
 
 
 def to_slurm(args: list[str]) -> None:
-    """Submit a training to Slurm; what are no options of that are arguments of `netprism fit`."""
+    """Submit a training to Slurm; unknown options are passed on to `netprism fit`."""
     from netprism.cli.slurm import Job, parser, submit
 
     options, rest = parser().parse_known_args(args)
@@ -209,10 +210,10 @@ def environment(key: str, value: str) -> Iterator[None]:
 
 
 def users_error(error: BaseException | None) -> Exception | None:
-    """Return what is wrong with the user's input, or None if the error is a bug.
+    """Return the error about the user's input, or None if the error is a bug.
 
-    It is the first one in the chain of causes (jsonargparse wraps what a class says about its arguments) that netprism
-    or Lightning's trainer raised on purpose.
+    It is the first one in the chain of causes (jsonargparse wraps what a class says about its arguments) that was
+    raised on purpose, by netprism or Lightning's trainer.
     """
     while isinstance(error, Exception):
         modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]

@@ -48,15 +48,15 @@ class Job:
     """What is asked of Slurm for one training.
 
     Attributes:
-        experiment: a name or a file.
-        args: of `netprism fit`, after the config.
-        nodes: machines.
-        gpus: on each node, one process each; 0 for none.
-        tasks: processes on each node; as many as GPUs, or 1, when None.
-        cpus: for each process; the cluster's default when None.
-        time: limit, such as 12:00:00 or 2-0 (days-hours); the partition's when None.
-        partition: the cluster's default when None.
-        signal: seconds between the warning and the end.
+        experiment: Name of an experiment, or a file.
+        args: Arguments of `netprism fit`, after the config.
+        nodes: Number of machines.
+        gpus: Number of GPUs per node, with one process each; 0 for none.
+        tasks: Number of processes per node; None: the number of GPUs, or 1.
+        cpus: Number of CPUs per process; None: the cluster's default.
+        time: Time limit, such as 12:00:00 or 2-0 (days-hours); None: that of the partition.
+        partition: Name of the partition; None: the cluster's default.
+        signal: Seconds between the warning and the end.
     """
 
     experiment: str
@@ -108,10 +108,10 @@ def submit(job: Job, config: Path, experiments: dict[str, Path], dry_run: bool) 
     """Submits a training and before it those of the networks it looks into that nobody has trained yet.
 
     Args:
-        job: the training.
-        config: its file.
-        experiments: files by name.
-        dry_run: print the scripts instead.
+        job: The training.
+        config: Its config file.
+        experiments: Files of all experiments by name.
+        dry_run: Print the scripts instead.
 
     Raises:
         SlurmError: sbatch is not there or refuses.

@@ -1,4 +1,4 @@
-"""Trained networks that an experiment looks into and that nobody has trained yet."""
+"""Trained networks that an experiment analyses and that are not trained yet."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ FACTORY = "netprism.runs.teachers.trained"
 
 
 def resolve_teachers(config: Namespace, may_train: bool) -> None:
-    """Writes the checkpoint of each trained network into a config, so that the run says for ever which one it was.
+    """Writes the checkpoint of each trained network into a config, so that the run records which one it was.
 
-    One that is missing is trained first, in a process and a run of its own. A dry run takes it untrained.
+    A missing one is trained first, in a process and a run of its own. A dry run takes the network untrained.
 
     Args:
-        config: of `fit` or another command; changed in place.
-        may_train: whether to train what is missing, or to raise.
+        config: Config of `fit` or another command; changed in place.
+        may_train: Whether to train what is missing, or to raise.
 
     Raises:
-        FileNotFoundError: one is missing and not to be trained here.
-        ValueError: its training failed.
+        FileNotFoundError: One is missing and not to be trained here.
+        ValueError: Its training failed.
     """
     for options in _named_by_experiment(config):
         experiment = options["experiment"]
         if not finished_runs(experiment) and config["trainer"]["fast_dev_run"]:
-            rank_zero_info(f"{experiment} is not trained yet: this dry run looks into it untrained")
+            rank_zero_info(f"{experiment} is not trained yet: this dry run uses it untrained")
             options["checkpoint"] = UNTRAINED
             continue
         if may_train and not _is_one_of_many():
@@ -44,7 +44,7 @@ def resolve_teachers(config: Namespace, may_train: bool) -> None:
 
 
 def _named_by_experiment(node: Any) -> Iterator[Any]:  # noqa: ANN401 - a part of a config
-    """The arguments of all `trained` in a config that leave it open which run of an experiment is meant."""
+    """The arguments of all `trained` in a config that do not say which run of an experiment is meant."""
     if isinstance(node, list):
         for part in node:
             yield from _named_by_experiment(part)

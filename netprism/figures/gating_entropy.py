@@ -81,7 +81,7 @@ def entropy_curves(history: History) -> Figure:
 
 
 def layers_by_epochs(history: History) -> Figure:
-    """H(Sigma_l) as a heat map: one row per layer, the input's first, one column per epoch; training and test images."""
+    """H(Sigma_l) as a heat map: one row per layer, one column per epoch; training and test images."""
     splits = [(f"{p}entropy/", title) for p, title in (("", "training images"), ("test/", "test images"))]
     keys = dict.fromkeys(key for row in history for key in row)  # a resumed run may have others
     splits = [(prefix, title) for prefix, title in splits if any(key.startswith(prefix) for key in keys)]

@@ -222,7 +222,7 @@ def _conditional_entropy(log2_sums: Tensor, classes: Tensor) -> Tensor:
 
 
 def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over the k of j's class (empty without classes): float64 `(n,)`."""
+    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over j's class (empty without classes): float64 `(n,)`."""
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
     scale = 0.5 / bandwidth if bandwidth > 1e-300 else math.inf

@@ -34,7 +34,7 @@ def _survives(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args, **kwargs)
         except Exception as error:  # of any kind: a broken logger is no reason to lose a training
             self._broken = True
-            rank_zero_info(f"W&B: stopped, metrics.csv goes on ({_short(error)})")
+            rank_zero_info(f"W&B: stopped, metrics.csv continues ({_short(error)})")
 
     return guarded
 

@@ -24,8 +24,8 @@ def publish(
 
     Args:
         trainer: Trainer whose folder and loggers are used.
-        draw: Function from a folder to the files that it made there. W&B shows `maps/epoch_003/SID.png` as `maps/SID`, whose
-            epochs can be leafed through.
+        draw: Function from a folder to the files that it made there. W&B shows `maps/epoch_003/SID.png` as `maps/SID`,
+            whose epochs can be leafed through.
         kind: Name of the folder: `figures`, `maps`, ...
         epoch: Epoch of pictures that are drawn repeatedly; -1 before training.
     """

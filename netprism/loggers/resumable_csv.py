@@ -26,12 +26,12 @@ class ResumableCSVLogger(Logger):
     """Writes `<save_dir>/metrics.csv`: columns `epoch`, `step`, then the keys in the order of their appearance.
 
     Calls with the same epoch and step share a row. The file is rewritten whole and renamed into place, so that a reader
-    never sees half of it; Lightning's CSVLogger starts the file anew on resume. A resumed run reads the rows up to the
+    never sees half of it; Lightning's CSVLogger overwrites the file on resume. A resumed run reads the rows up to the
     epoch and step that it logs first, and replaces the others: they are run again.
 
-    Rewriting is O(rows), so it is given at most a 20th of the time; what is still in memory is written with every
-    checkpoint and at the end, so that a run that dies loses no row of an epoch it can go on from. A full disk costs a
-    line: the rows are kept, the older file as well, and the next save is another try.
+    Rewriting is O(rows), so it takes at most a 20th of the time; rows in memory are written with every checkpoint and
+    at the end, so that a killed run loses no row of an epoch from which it can resume. A full disk costs a warning: the
+    rows and the older file are kept, and the next save is another try.
 
     Args:
         save_dir: The run folder; None: `$NETPRISM_RUN`. With this logger first, it is also `trainer.log_dir`.
@@ -44,7 +44,7 @@ class ResumableCSVLogger(Logger):
         self._columns = dict.fromkeys(("epoch", "step"))
         self._resumed = False
         self._write_from = 0.0
-        self._told = False  # that the disk is full
+        self._told = False  # whether a warning has said that the disk is full
 
     @property
     def save_dir(self) -> str:

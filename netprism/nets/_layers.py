@@ -14,8 +14,8 @@ def subsample_and_pad(x: Tensor, channels: int, stride: int) -> Tensor:
 
     Args:
         x: (N, C, H, W) with C <= `channels`.
-        channels: number of channels of the result; the zeros come after the channels of `x`.
-        stride: step in both directions of the image.
+        channels: Number of channels of the result; the zeros come after the channels of `x`.
+        stride: Step in both directions of the image.
 
     Returns:
         (N, channels, ceil(H / stride), ceil(W / stride)); `x` itself where nothing changes.

@@ -1,4 +1,4 @@
-"""LeNet-5 as it is trained today: ReLU for the squashing functions, max-pooling for the trained subsampling."""
+"""LeNet-5 as it is trained today: ReLU instead of the squashing functions, max-pooling instead of subsampling."""
 
 from torch import Tensor, nn
 
@@ -7,9 +7,9 @@ class LeNet5(nn.Module):
     """Two 5x5 convolutions with max-pooling and three fully connected layers: 6, 16, 120, 84, `num_classes` wide.
 
     Args:
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        image_size: height and width of the images: 32 as in the paper, or 28, which the first convolution pads by 2.
+        num_classes: Number of logits.
+        in_channels: Number of channels of the images.
+        image_size: Height and width of the images: 32 as in the paper, or 28, which the first convolution pads by 2.
 
     Raises:
         ValueError: if `image_size` is neither 28 nor 32.

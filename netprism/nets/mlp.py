@@ -19,8 +19,8 @@ class MLP(nn.Module):
     """Fully connected layers `fc1`, `fc2`, ... with a ReLU between each two: `relu1`, `relu2`, ...
 
     Args:
-        widths: numbers per sample, from the flattened input to the logits. The paper's are here under their names:
-            `MLP_MNIST`, `MLP_ALPHA`, `MLP_BETA` and `MLP_CIFAR10`.
+        widths: Numbers of units per layer, from the flattened input to the logits. The paper's are here under their
+            names: `MLP_MNIST`, `MLP_ALPHA`, `MLP_BETA` and `MLP_CIFAR10`.
 
     Raises:
         ValueError: if there are fewer than two widths, or if an input does not have `widths[0]` numbers per sample.
@@ -77,9 +77,9 @@ class ResidualMLP(nn.Module):
     straight into the first such layer; the last layer, from `width` to `num_classes`, cannot have a skip.
 
     Args:
-        width: numbers per sample of the input and of every hidden layer.
-        depth: number of fully connected layers, at least 2.
-        num_classes: number of logits.
+        width: Number of units of the input and of every hidden layer.
+        depth: Number of fully connected layers, at least 2.
+        num_classes: Number of logits.
 
     Raises:
         ValueError: if `depth` is below 2, or if an input does not have `width` numbers per sample.

@@ -13,9 +13,9 @@ class BasicBlock(nn.Module):
     """`ReLU(BN(conv(ReLU(BN(conv(x))))) + shortcut(x))`; its one ReLU module is two gating layers, `relu` and `relu#1`.
 
     Args:
-        in_channels: channels of the input.
-        channels: channels of the output, at least `in_channels`.
-        stride: of the first convolution and of the shortcut.
+        in_channels: Number of channels of the input.
+        channels: Number of channels of the output, at least `in_channels`.
+        stride: Stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
@@ -38,11 +38,11 @@ class PreActBlock(nn.Module):
     """`conv(ReLU(BN(conv(ReLU(BN(x)))))) + shortcut(x)`; its one ReLU module is two gating layers, `relu` and `relu#1`.
 
     Args:
-        in_channels: channels of the input.
-        channels: channels of the output, at least `in_channels`.
-        stride: of the first convolution and of the shortcut.
-        activate_shortcut: give the shortcut `ReLU(BN(x))` instead of `x`. The first block of a net does: there, `x` is
-            the output of a convolution that nothing has activated yet.
+        in_channels: Number of channels of the input.
+        channels: Number of channels of the output, at least `in_channels`.
+        stride: Stride of the first convolution and of the shortcut.
+        activate_shortcut: Whether to give the shortcut `ReLU(BN(x))` instead of `x`. The first block of a net does:
+            there, `x` is the output of a convolution that nothing has activated yet.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, activate_shortcut: bool = False) -> None:
@@ -66,10 +66,10 @@ class ResNet(nn.Module):
     """ResNet of depth 6n + 2 for small images, with shortcuts that have no parameters.
 
     Args:
-        depth: convolutions on the main path and the linear layer: 8, 14, 20, 32, 44, or any other 6n + 2.
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        width: channels of the first stage; the second and third have twice and four times as many.
+        depth: Number of convolutions on the main path plus the linear layer: 8, 14, 20, 32, 44, or any other 6n + 2.
+        num_classes: Number of logits.
+        in_channels: Number of channels of the images.
+        width: Number of channels of the first stage; the second and third have twice and four times as many.
 
     Raises:
         ValueError: if `depth` is not 6n + 2 with n >= 1.

@@ -24,9 +24,9 @@ class VGG11(nn.Module):
     Layers are named as in the VGG paper: `features.conv3_2`, `features.bn3_2`, `features.relu3_2`, `features.pool3`.
 
     Args:
-        num_classes: number of logits.
-        in_channels: channels of the images.
-        width: channels of the first convolution; 2, 4, 8 and 8 times as many in the later stages.
+        num_classes: Number of logits.
+        in_channels: Number of channels of the images.
+        width: Number of channels of the first convolution; 2, 4, 8 and 8 times as many in the later stages.
 
     Raises:
         ValueError: if an image is higher or wider than 32 pixels, since it would not end at a single one.

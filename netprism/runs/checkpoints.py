@@ -1,4 +1,4 @@
-"""Checkpoints are read as numbers alone: nothing in one is run, and what is wrong with a file is said in one line."""
+"""Reading checkpoints: no code in one is run, and an error names in one line what is wrong with the file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from netprism.runs.folder import CKPT_WORDS, display_path
 
-TRAINING = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what Lightning goes on from
-DIFFERENCES = (  # in torch's words, and in ours
+TRAINING = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what Lightning needs to resume
+DIFFERENCES = (  # in torch's words, and in netprism's
     (r'Missing key\(s\) in state_dict: "([^"]+)', "{} is absent"),
     (r'Unexpected key\(s\) in state_dict: "([^"]+)', "{} is absent in this model"),
     (r"mismatch for ([^:]+): .*?Size\(\[(.*?)\]\) from .* is .*Size\(\[(.*?)\]\)", "{} is ({}), in this model ({})"),
@@ -21,15 +21,16 @@ DIFFERENCES = (  # in torch's words, and in ours
 
 
 def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401 - anything
-    """Returns, on the CPU, what `torch.save` wrote, as far as it is tensors, numbers, texts and containers of them.
+    """Returns, on the CPU, what `torch.save` wrote, if it is tensors, numbers, texts and containers of them.
 
     Always with `weights_only=True`, which TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD does not override where it is asked for.
-    The checksums are compared, for torch (2.15) loads an archive with a changed byte as if nothing were: a second a GB.
+    The checksums are compared, since torch (2.15) loads an archive with a changed byte without an error. Cost: one
+    second per GB.
 
     Raises:
-        FileNotFoundError: no such file.
-        OSError: it cannot be read.
-        ValueError: it is empty, damaged, or has objects in it; with the other checkpoint of the run, if there is one.
+        FileNotFoundError: There is no such file.
+        OSError: The file cannot be read.
+        ValueError: It is empty, damaged, or has objects in it; the message names another checkpoint of the run.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,10 +46,10 @@ def read_checkpoint(path: str | Path) -> Any:  # noqa: ANN401 - anything
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
-    """Returns a checkpoint that Lightning can go on from. Raises what `read_checkpoint` does.
+    """Returns a checkpoint from which Lightning can resume. Raises what `read_checkpoint` does.
 
     Raises:
-        ValueError: it is something else, such as the weights alone.
+        ValueError: It is something else, such as the weights alone.
     """
     content: dict[str, Any] = read_checkpoint(path)
     missing = [key for key in TRAINING if not isinstance(content, dict) or key not in content]
@@ -69,7 +70,7 @@ def of_another_model(path: str | Path, error: RuntimeError) -> str:
 
 
 def _check(path: Path) -> None:
-    if is_zipfile(path):  # else torch's older format, without checksums
+    if is_zipfile(path):  # otherwise torch's older format, without checksums
         with ZipFile(path) as archive:
             if bad := archive.testzip():
                 raise BadZipFile(bad)

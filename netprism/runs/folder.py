@@ -16,10 +16,10 @@ from pathlib import Path
 
 from netprism.files import write_text
 
-RUN = "NETPRISM_RUN"  # the folder of this run; the ranks that Lightning starts inherit it, the configs read it
+RUN = "NETPRISM_RUN"  # the folder of this run; the ranks that Lightning starts inherit it, the loggers read it
 RUNS = "NETPRISM_RUNS"  # where the folders of all runs are; `runs` when unset
 CKPT_WORDS = ("last", "best")
-FINISHED = "finished.txt"  # is there once a training has come to its end
+FINISHED = "finished.txt"  # written when a training completes
 
 
 def runs_root() -> Path:
@@ -65,9 +65,9 @@ def new_id() -> str:
 
 
 def shared_id() -> str:
-    """Return a new id, the same one on all processes of torchrun, also after it has started them anew.
+    """Return a new id, the same one on all processes of torchrun, also after it has restarted them.
 
-    Its agent has a store for them, over all nodes.
+    Its agent has a store for them, across all nodes.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return new_id()
@@ -136,7 +136,7 @@ def display_path(path: str | os.PathLike[str]) -> str:
 
 
 def open_folder(folder: Path) -> None:
-    """Make the run folder and see that files can be written there.
+    """Create the run folder and check that files can be written there.
 
     Raises:
         OSError: If not, in one line.
@@ -151,9 +151,9 @@ def open_folder(folder: Path) -> None:
 
 
 def lock(folder: Path) -> None:
-    """Keep other trainings out of a run folder, and remove what a killed one left half written there.
+    """Lock a run folder against other trainings, and remove what a killed one left half written there.
 
-    It is the lock of an open file: the system takes it back from a killed process, so that its run can go on at once.
+    It is the lock of an open file: the system releases it when a process is killed, so that its run can resume at once.
 
     Raises:
         FileExistsError: If another training is at work there.
@@ -167,19 +167,19 @@ def lock(folder: Path) -> None:
             f"{display_path(folder)}: another training is at work there; ${RUN} names a folder"
         ) from error
     except OSError:
-        pass  # a network file system without locks: there it is up to the user
+        pass  # a network file system without locks: the user has to take care
     for left in (*folder.glob(".*.part*"), *folder.glob("checkpoints/.*.part*")):
         left.unlink()
 
 
 def unlock() -> None:
-    """Give back what this process has claimed."""
+    """Release the locks of this process."""
     while _claims:
         os.close(_claims.pop())
 
 
 _claims: list[int] = []
-os.register_at_fork(after_in_child=unlock)  # else a loader's worker would keep the lock when its parent is killed
+os.register_at_fork(after_in_child=unlock)  # otherwise a loader's worker would keep the lock when its parent is killed
 
 
 def provenance() -> str:

@@ -33,13 +33,13 @@ def trained(
     """Returns a trained network, in eval mode and without gradients of its weights.
 
     Args:
-        experiment: the best checkpoint of the newest finished run of this experiment; `make train` trains it first if
-            there is none. With a `checkpoint`, only the network of that experiment.
-        checkpoint: a Lightning checkpoint or a plain state dict, read with `weights_only=True`; "untrained" for the
-            network as it is made, a control.
-        net: the network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
+        experiment: Name of an experiment: the best checkpoint of the newest finished run of this experiment; `make
+            train` trains it first if there is none. With a `checkpoint`, only the network of that experiment.
+        checkpoint: A Lightning checkpoint or a plain state dict, read with `weights_only=True`; "untrained" for the
+            network with its initial weights, a control.
+        net: The network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
             is the name of one of torchvision's models.
-        weights: torchvision's name of its own weights, such as "DEFAULT", in place of a checkpoint.
+        weights: Torchvision's name of its own weights, such as "DEFAULT", instead of a checkpoint.
 
     Raises:
         ValueError: nothing to load; an unknown name; a checkpoint of another network, with its first key that differs.
@@ -119,7 +119,8 @@ def load_weights(net: nn.Module, path: Path) -> None:
         if key not in given or key not in own or given[key].shape != own[key].shape:
             there, here = (str(tuple(d[key].shape)) if key in d else "absent" for d in (given, own))
             raise ValueError(
-                f"{display_path(path)} is of another network: {prefix}{key} is {there}, in this {type(net).__name__} {here}"
+                f"{display_path(path)} is of another network: {prefix}{key} is {there}, "
+                f"in this {type(net).__name__} {here}"
             )
     net.load_state_dict(given)
 

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from netprism.datamodules import ImageDataModule
 from netprism.datamodules.base import ImageTensors
-from netprism.datamodules.order import EpochSampler
+from netprism.datamodules.sampling import EpochSampler
 
 
 class Numbered(ImageDataModule):

@@ -106,7 +106,8 @@ def train(folder, *monitors, **options):
 
 def _train(folder, *monitors, devices=1, module=Module, **options):
     fit(
-        module(), *monitors, Report(folder), folder=folder, max_epochs=EPOCHS, logger=ResumableCSVLogger(folder), devices=devices,
+        module(), *monitors, Report(folder), folder=folder, max_epochs=EPOCHS, logger=ResumableCSVLogger(folder),
+        devices=devices,
         strategy="ddp_fork" if devices > 1 else "auto", limit_val_batches=0, **options,
     )  # fmt: skip
     return results(folder, devices)

@@ -1,6 +1,6 @@
 import pytest
 
-from netprism.figures.complexity_loss import draw, weight_sweep, penalty_curves
+from netprism.figures.complexity_loss import draw, penalty_curves, weight_sweep
 
 
 def history():

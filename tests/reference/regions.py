@@ -1,4 +1,4 @@
-"""Paper D's regional measures in their plainest form: one pair of samples after another, in float64, gradients by autograd."""
+"""Paper D's regional measures in their plainest form: one pair of samples after another, float64, gradients by autograd."""
 
 import math
 

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from netprism.datamodules.order import EpochSampler, ResumableLoader, SeededIndex
+from netprism.datamodules.sampling import EpochSampler, ResumableLoader, SeededIndex
 
 
 def order(sampler, epoch):

@@ -1,4 +1,4 @@
-"""The order of the training images: a function of seed and epoch alone, also within an epoch that was interrupted."""
+"""The sequence of the training images: a function of seed and epoch alone, also within an interrupted epoch."""
 
 from collections.abc import Iterator, Sized
 from itertools import cycle, islice
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class SeededIndex(int):
-    """The index of a sample that knows the seed of whatever is drawn for it, such as its augmentation."""
+    """The index of a sample, with the seed of the random numbers that are drawn for it, such as its augmentation."""
 
     seed: int
 
     @classmethod
     def of(cls, index: int, seed: int) -> "SeededIndex":
-        """The index with its seed."""
+        """Returns the index with its seed."""
         draw = cls(index)
         draw.seed = seed
         return draw
@@ -29,19 +29,19 @@ class EpochSampler(DistributedSampler[int]):
 
     The global random state is neither read nor changed, so an interrupted run finds the orders of an uninterrupted one.
     Process r of W takes the positions r, r + W, ... of the order, starting again from its front until all have equally
-    many: together they take the batches that one process with W times the batch size would. Each index is a `SeededIndex`
-    whose seed belongs to seed, epoch and position: the same for any number of processes and of workers.
+    many: together they take the batches that one process with W times the batch size would. Each index is a
+    `SeededIndex` whose seed belongs to seed, epoch and position: the same for any number of processes and of workers.
 
     Lightning calls `set_epoch`. In a loop that never does, each pass is the next epoch.
 
     Args:
-        dataset: what to order.
-        seed: not negative.
-        processes: their number, W.
-        rank: the number of this one, r.
+        dataset: Data set whose samples are put into a sequence.
+        seed: Seed of the sequence, >= 0.
+        processes: Number of ranks, W.
+        rank: This rank, r.
 
     Attributes:
-        start: how many of this process' samples the next pass leaves out at its front; 0 after it has begun.
+        start: Number of this rank's samples that the next pass leaves out at its front; 0 after it has begun.
 
     Example:
         >>> sampler = EpochSampler(range(4), seed=0)
@@ -66,15 +66,15 @@ class EpochSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(DataLoader[T]):
-    """A data loader that a run killed within an epoch goes on with, at the next batch.
+    """A data loader with which a run that was killed within an epoch continues at the next batch.
 
     Lightning (2.6) keeps its state in checkpoints; from other loaders it takes the first batches of the epoch again.
 
     Args:
-        dataset: with length and random access.
-        sampler: the order.
-        batch_size: samples in a batch.
-        **options: those of `torch.utils.data.DataLoader`.
+        dataset: Data set with length and random access.
+        sampler: Sampler of the sequence.
+        batch_size: Number of samples in a batch.
+        options: Options of `torch.utils.data.DataLoader`.
     """
 
     def __init__(self, dataset: Dataset[T], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
@@ -95,21 +95,21 @@ class ResumableLoader(DataLoader[T]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, how many of its batches have been handed out, and how they are cut."""
+        """Returns the epoch, the number of batches handed out in it, and how they are cut."""
         return {**self._taken, **self._cut()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Goes on there, if the next pass is of the same epoch.
+        """Continues there, if the next pass is of the same epoch.
 
         Raises:
-            ValueError: the state is of other batches.
+            ValueError: The state is of other batches.
         """
         cut = {key: state_dict[key] for key in self._cut()}
         if state_dict["batches"] and cut != self._cut():
             was, now = ("{processes} processes with batches of {batch_size}".format(**c) for c in (cut, self._cut()))
             raise ValueError(
                 f"the checkpoint is of the middle of an epoch of {was}, here it is {now}: "
-                "go on with as many, or from a checkpoint of an epoch's end"
+                "continue with as many, or from a checkpoint of an epoch's end"
             )
         self._resumed = state_dict
 
