@@ -16,6 +16,7 @@ import torch
 
 from netprism.callbacks import InformationDiscarding
 from netprism.datamodules import Digits
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.noise import feature_change
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import ALPHA, GAUSSIAN, strict_information_discarding
@@ -33,12 +34,12 @@ def network(seed=0):
     return net.eval()
 
 
-def products_alone(net, layer, x, products=64):
+def products_alone(net, layer, x, num_vjps=64):
     x = x.clone().requires_grad_()
     with tap(net, layer) as features:
         net(x)
     sums = torch.zeros_like(x)
-    for _ in range(products):
+    for _ in range(num_vjps):
         v = torch.randn_like(features[layer])
         (product,) = torch.autograd.grad(features[layer], x, v, retain_graph=True)
         sums += product.square()
@@ -71,7 +72,7 @@ def seconds(run):
 def at_the_constraint(net, layer, x, sigma, scale):
     """Mean entropy after sigma is scaled to the constraint."""
     for _ in range(3):
-        ratio = feature_change(net, layer, x, sigma, noises=2000, seed=7) / (ALPHA * scale)
+        ratio = feature_change(LayerView(net, layer), x, sigma, noise_samples=2000, seed=7) / (ALPHA * scale)
         sigma = (sigma * ratio.rsqrt().to(sigma)).clamp(max=1.0)
     return sigma.log().mean().item() + GAUSSIAN
 
@@ -93,7 +94,7 @@ class Timed(InformationDiscarding):
 
 
 def callback(epochs):
-    for options in ({}, {"shown": 0}, {"products": 64, "shown": 0}):
+    for options in ({}, {"shown": 0}, {"num_vjps": 64, "shown": 0}):
         monitor = Timed(**options)
         trainer = pl.Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[monitor],
@@ -113,7 +114,7 @@ def main():
     options = parser.parse_args()
     callback(options.epochs)
     net, x = network().requires_grad_(False), torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    scale = feature_scale(net, options.layer, [x], products=512)[options.layer]
+    scale = feature_scale(net, options.layer, [x], num_vjps=512)[options.layer]
 
     def ours(method):
         return strict_information_discarding(net, options.layer, x, scale=scale, method=method)
@@ -129,7 +130,7 @@ def main():
     first, sid = seconds(lambda: ours("optimized"))
     taken, theirs = seconds(lambda: published(net, options.layer, x, scale, options.steps))
     second, _ = seconds(lambda: ours("optimized"))
-    ratio = feature_change(net, options.layer, x, sid.sigma, noises=2000, seed=7) / (ALPHA * scale)
+    ratio = feature_change(net, options.layer, x, sid.sigma, noise_samples=2000, seed=7) / (ALPHA * scale)
     print(f"published {taken:.1f} s, optimized {first:.1f} and {second:.1f} s, ratio {taken / max(first, second):.1f}")
     for name, sigma in (("published", theirs), ("optimized", sid.sigma), ("linear", ours("linear").sigma)):
         print(f"{name}: mean entropy {at_the_constraint(net, options.layer, x, sigma, scale):.4f} nats")

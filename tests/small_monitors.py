@@ -13,7 +13,7 @@ from netprism.knowledge.sample_projection import lbfgs
 MONITORS = {
     "gates": partial(GatingEntropy, num_images=20, batch_size=7),
     "discarding": partial(
-        InformationDiscarding, ["conv", "fc1"], images=8, num_scale_images=8, batch_size=3, products=2, shown=0
+        InformationDiscarding, ["conv", "fc1"], num_images=8, num_scale_images=8, batch_size=3, num_vjps=2, num_shown=0
     ),
     "knowledge": partial(
         KnowledgePoints, ["conv", "fc1"], images_per_class=6, classes=3, steps=2, num_compared=4, batch_size=6,

@@ -92,7 +92,13 @@ def monitored():
 def discarding():
     torch.manual_seed(1)
     decoder = Decoder((16,), SHAPE, width=2, blocks=2)
-    options = {"images": MONITORED, "num_scale_images": MONITORED, "batch_size": BATCH, "products": 4, "shown": 0}
+    options = {
+        "num_images": MONITORED,
+        "num_scale_images": MONITORED,
+        "batch_size": BATCH,
+        "num_vjps": 4,
+        "num_shown": 0,
+    }
     layers = ["norm", "fc1"]
     return InformationDiscarding(layers, decoders={"fc1": decoder}, masks=left_half, **options)
 

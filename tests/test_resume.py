@@ -91,7 +91,7 @@ def trained_net():
 def monitors():
     return [
         GatingEntropy(num_images=16, measure_untrained=False),
-        InformationDiscarding(["layer3"], images=2, products=2, num_scale_images=2, measure_untrained=False),
+        InformationDiscarding(["layer3"], num_images=2, num_vjps=2, num_scale_images=2, measure_untrained=False),
         KnowledgePoints(["layer3"], images_per_class=1, classes=3, steps=2, num_compared=3, measure_untrained=False),
     ]
 

@@ -26,7 +26,7 @@ class ImageFolder:
         paths: of the images, see :func:`find_images`.
         size: height and width for the network.
         mean: of each channel, of pixels in [0, 1]; one makes the images grey, three leave them their colour.
-        std: likewise.
+        std: Standard deviation per channel.
         masks: folder with a PNG for each image, of the same stem: the object where it is not black.
         boxes: {name of a file: left, top, right, bottom in pixels of that file}, see :func:`read_boxes`.
     """

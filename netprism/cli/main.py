@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("slurm", "discard", "experiments")
+OTHERS = ("slurm", "sid", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 
@@ -31,7 +31,7 @@ netprism: shows what a network has learned while it learns it.
   netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
   netprism validate|test --config EXPERIMENT --ckpt_path best
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
-  netprism discard --checkpoint CKPT --images FOLDER              what a trained network drops of some images
+  netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
   netprism experiments                                            the list below
   netprism fit --help                                             every option
   netprism fit --config EXPERIMENT --print_config                 every value
@@ -86,10 +86,10 @@ def _dispatch(args: list[str]) -> None:
         print(listing())
     elif command in COMMANDS:
         run(command, args[1:])
-    elif command == "discard":
-        from netprism.cli.discard import discard
+    elif command == "sid":
+        from netprism.cli.sid import sid
 
-        discard(args[1:])
+        sid(args[1:])
     elif command == "slurm":
         to_slurm(args[1:])
     else:

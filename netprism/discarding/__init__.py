@@ -11,11 +11,11 @@ from netprism.discarding.concentration import box_mask, concentration, segment_m
 from netprism.discarding.decoder import Decoder
 from netprism.discarding.reconstruction import ReconstructionUncertainty, reconstruction_uncertainty
 from netprism.discarding.sensitivity import feature_scale
-from netprism.discarding.sid import Discarding, strict_information_discarding
+from netprism.discarding.sid import LayerDiscarding, strict_information_discarding
 
 __all__ = [  # in reading order
     "Decoder",
-    "Discarding",
+    "LayerDiscarding",
     "ReconstructionUncertainty",
     "box_mask",
     "class_activation_map",

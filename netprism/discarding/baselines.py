@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netprism.discarding.sensitivity import as_images, evaluating, features_of
+from netprism.discarding.layer_view import LayerView, as_images, evaluating
 from netprism.taps import layer_names
 
 
@@ -84,7 +84,7 @@ def class_activation_map(model: nn.Module, layer: str, head: str, x: Tensor, tar
     with evaluating(model), torch.no_grad():
         x, target = _prepare(model, x, target)
         linear = _module(model, head)
-        features = features_of(model, layer, x)[layer]
+        features = LayerView(model, layer).feature(x)
         if not isinstance(linear, nn.Linear) or features.dim() != 4 or linear.in_features != features.shape[1]:
             shape = tuple(features.shape[1:])
             raise ValueError(

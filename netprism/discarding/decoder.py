@@ -1,42 +1,43 @@
 """A network that rebuilds the input of another one from the features of a layer."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netprism.nets._layers import kaiming_convs
 
-_LARGEST_FACTOR = 4  # the channels double with each halving of the image, up to so many times those of the full size
+_LARGEST_FACTOR = 4  # the channels double with each halving of the image, up to this factor
 
 
 class Decoder(nn.Module):
     """Six residual blocks from features to images; the first ones double height and width until the image's is reached.
 
     A block that doubles has a transposed convolution on both its tracks, the others have an identity as shortcut. The
-    doublings come first, as many as the ratio of the sizes asks for; where the last size still is not the image's (a
-    ratio that is no power of two), a bilinear interpolation makes it so. Features without pixels, (d,) or (d, 1, 1),
-    first go through a linear layer to a sixteenth of the image's height and width.
+    doublings come first, as many as the ratio of the sizes requires; where the last size is not the image's (the ratio
+    is no power of two), a bilinear interpolation follows. Features without pixels, (d,) or (d, 1, 1), first go through
+    a linear layer to a sixteenth of the image's height and width.
 
-    A BatchNorm comes first of all, so that the scale of the features does not matter; the output is not bounded, since
-    the range of normalised images is not known.
+    A BatchNorm comes first, so that the scale of the features does not matter; the output is not bounded, since the
+    range of normalised images is unknown.
 
     Args:
-        feature_shape: (C, H, W) or (d,) of the features of one image.
-        input_shape: (C, H, W) of the images.
-        width: channels at the size of the image; twice as many at half of it, at most four times.
-        blocks: residual blocks.
+        feature_shape: Shape (C, H, W) or (d,) of the features of one image.
+        input_shape: Shape (C, H, W) of the images.
+        width: Number of channels at the size of the image; twice as many at half of it, at most four times as many.
+        blocks: Number of residual blocks.
 
     Raises:
-        ValueError: `feature_shape` or `input_shape` is none of these, or there is not one block; in the forward pass,
-            features of another shape, as those of another layer are.
+        ValueError: `feature_shape` or `input_shape` has another form, or there is no block; in the forward pass,
+            features have another shape, as those of another layer do.
 
     Shape:
         (N, *feature_shape) to (N, *input_shape).
 
-    Source: "Quantifying Layerwise Information Discarding of Neural Networks and Beyond", section 4, which leaves the
-    widths open.
+    Source: Ma et al. 2019, section 4, which leaves the widths open, https://openreview.net/forum?id=BygG3hEYvB.
 
     Example:
         >>> import torch
@@ -83,6 +84,34 @@ class Decoder(nn.Module):
             x = F.interpolate(x, size=self.input_shape[1:], mode="bilinear", align_corners=False)
         images: Tensor = self.to_image(x)
         return images
+
+
+def load_decoders(checkpoint: Mapping[str, Any]) -> dict[str, Decoder]:
+    """Returns the decoders in a checkpoint of `netprism.lightning_modules.InputDecoder`, by layer, in eval mode.
+
+    Args:
+        checkpoint: The checkpoint, as `netprism.runs.checkpoints.read_training` reads it.
+
+    Raises:
+        ValueError: The checkpoint is of another module.
+    """
+    options, weights = checkpoint.get("hyper_parameters", {}), checkpoint["state_dict"]
+    if "feature_shapes" not in options:
+        raise ValueError("the checkpoint has no decoders; expected one of an InputDecoder")
+    decoders = {}
+    for layer in options["feature_shapes"]:
+        prefix = f"decoders.{key_of_layer(layer)}."
+        shape = tuple(options["feature_shapes"][layer])
+        decoder = Decoder(shape, tuple(options["input_shape"]), options["width"], options["blocks"])
+        own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        decoder.load_state_dict(own)
+        decoders[layer] = decoder.eval()
+    return decoders
+
+
+def key_of_layer(name: str) -> str:
+    """Returns the name of a layer as a key of a ModuleDict, which allows no dots."""
+    return name.replace(".", "|")
 
 
 class _Block(nn.Module):

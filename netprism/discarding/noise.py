@@ -1,7 +1,8 @@
-"""The largest noise on an image that leaves the features of a layer about where they are: sigma, one number a unit.
+"""The largest noise on an image that hardly moves the features of a layer: sigma, one number per input unit.
 
 x' = x + sigma delta with delta ~ N(0, I), and E ||h(x') - h(x)||^2 = budget. Among all such sigma the one of the
-largest entropy is wanted: to first order in closed form (`water_filling_sigma`), else by descent from there (`optimize_sigma`).
+largest entropy is wanted: to first order in closed form (`water_filling_sigma`), otherwise by descent from there
+(`optimize_sigma`).
 """
 
 from __future__ import annotations
@@ -10,38 +11,38 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from netprism.discarding.sensitivity import as_images, evaluating, features_of
+from netprism.discarding.layer_view import LayerView, as_images
 
 Entropy = Callable[[Tensor, Tensor], Tensor]  # (images (n, ...), their features (n, noises, ...)) -> nats (n,)
 
 _SOFTENED = 30  # steps are 1 / 30, 1 / 31, ...: larger ones, being random, would undo what the closed form has found
 _STEEPEST = 6.0  # so that no sigma changes by more than a factor of e^.2 in a step
 _SCALINGS = 4  # at the end, at most
-_NEAR = 0.05  # a change of sigma by less leaves the constraint right to its square
-PRECISION = 0.015  # relative standard error to which an optimised sigma meets the constraint, and is found to
+_NEAR = 0.05  # a smaller change of sigma changes the constraint by its square only
+PRECISION = 0.015  # relative standard error of the constraint of an optimised sigma
 
 
 def water_filling_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) -> Tensor:
-    """Sigma of the largest sum of log sigma_i with sum_i sigma_i^2 ||J_:,i||^2 = budget and sigma_i <= max_sigma.
+    """Returns the sigma of largest sum_i log sigma_i with sum_i sigma_i^2 ||J_:,i||^2 = budget, sigma_i <= max_sigma.
 
     sigma_i^2 = min(max_sigma^2, mu / ||J_:,i||^2). Without a cap in reach mu = budget / n, which is the paper's case.
-    What units at the cap do not use goes to the others, as water fills up vessels.
+    The budget that units at the cap do not use goes to the others (water-filling).
 
     Args:
-        norms: squared column norms `(N, ...)`, not negative.
-        budget: alpha delta_f^2, what E ||h(x') - h(x)||^2 may be.
-        max_sigma: the cap, in units of the input.
+        norms: Squared column norms `(N, ...)`, >= 0.
+        budget: alpha delta_f^2, the value of E ||h(x') - h(x)||^2.
+        max_sigma: Cap of sigma, in units of the input.
 
     Returns:
-        Sigma `(N, ...)` in float64; all at the cap where even that does not use the budget up.
+        Sigma `(N, ...)` in float64; all at the cap where even that does not use the budget.
 
     Example:
         >>> water_filling_sigma(torch.tensor([[1.0, 4.0, 0.0]]), budget=0.5, max_sigma=2.0)
         tensor([[0.5000, 0.2500, 2.0000]], dtype=torch.float64)
     """
-    costs = norms.double().flatten(1) * max_sigma**2  # what each unit would use at the cap
+    costs = norms.double().flatten(1) * max_sigma**2  # what each unit uses at the cap
     ascending = costs.sort(1).values
     n = costs.shape[1]
     used = ascending.cumsum(1) - ascending  # by the units before, all of them at the cap
@@ -49,47 +50,52 @@ def water_filling_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) ->
     fits = level <= ascending
     first = fits.int().argmax(1, keepdim=True)
     water = level.gather(1, first).where(fits.any(1, keepdim=True), torch.inf)
-    share = (water / costs).clamp(max=1).nan_to_num(1)  # 0 / 0: nothing to spend, nothing to spend it on
-    return max_sigma * share.sqrt().view(norms.shape)
+    fraction = (water / costs).clamp(max=1).nan_to_num(1)  # 0 / 0 = 1: zero budget, zero cost
+    return max_sigma * fraction.sqrt().view(norms.shape)
 
 
 def feature_change(
-    model: nn.Module,
-    layer: str,
+    view: LayerView,
     x: Tensor,
     sigma: Tensor,
     *,
-    noises: int = 8,
+    noise_samples: int = 8,
     precision: float | None = None,
     seed: int = 0,
-    chunk_size: int = 64,
 ) -> Tensor:
     """Measures E ||h(x + sigma delta) - h(x)||^2 of every image, float64 `(N,)`.
 
     Args:
-        model: called as `model(x)`, in eval mode.
-        layer: a name as `netprism.taps.tap` takes it.
-        x: images `(N, ...)`.
-        sigma: what fits to x by broadcasting, `(N, ...)`.
-        noises: for each image, at least 2. The relative standard error is sqrt(2 / (noises r)) where r is in how many
-            directions the features move: about 10 % for 8 and r = 25.
-        precision: go on until the relative standard error is below this for all images that are in a pass together,
-            up to 100 times `noises`.
-        seed: of the noise; the global random state is not used.
-        chunk_size: rows in a forward pass, each an image with one noise.
+        view: One layer of a model.
+        x: Images `(N, ...)`.
+        sigma: Sigma `(N, ...)`, broadcast to x.
+        noise_samples: Number of noises per image, at least 2. The relative standard error is
+            sqrt(2 / (noise_samples r)) where r is the number of directions in which the features move: about 10 % for 8
+            noises and r = 25.
+        precision: Continue until the relative standard error is below this for all images that are in a pass together,
+            up to 100 times `noise_samples`.
+        seed: Seed of the noise; the global random state is not used.
 
     Raises:
-        ValueError: features that are not finite; impossible numbers.
+        ValueError: Features are not finite, or a number is out of range.
     """
-    with evaluating(model), torch.no_grad():
+    with view.evaluating(), torch.no_grad():
         x = as_images(x)
         change = torch.zeros(len(x), device=x.device, dtype=torch.float64)
-        for rows in _rows(x, noises, chunk_size):
+        for rows in _rows(x, noise_samples, view.chunk_size):
             generator = torch.Generator(x.device).manual_seed(seed + rows.start)
-            values, error, fitting = change.new_zeros(len(x[rows]), 0), torch.inf, max(1, chunk_size // len(x[rows]))
-            while values.shape[1] < noises or (precision and error > precision and values.shape[1] < 100 * noises):
-                delta = _noise(x[rows], fitting if precision else min(fitting, noises - values.shape[1]), generator)
-                _, drawn = _perturbed(model, layer, x[rows], sigma[rows].to(x), delta)
+            values, error, fitting = (
+                change.new_zeros(len(x[rows]), 0),
+                torch.inf,
+                max(1, view.chunk_size // len(x[rows])),
+            )
+            while values.shape[1] < noise_samples or (
+                precision and error > precision and values.shape[1] < 100 * noise_samples
+            ):
+                delta = _noise(
+                    x[rows], fitting if precision else min(fitting, noise_samples - values.shape[1]), generator
+                )
+                _, drawn = _perturbed(view, x[rows], sigma[rows].to(x), delta)
                 values = torch.cat([values, drawn.double()], dim=1)
                 spread = (values.std(1, correction=0) / values.mean(1)).nan_to_num()
                 error = float(spread.max()) / values.shape[1] ** 0.5
@@ -98,20 +104,18 @@ def feature_change(
 
 
 def optimize_sigma(
-    model: nn.Module,
-    layer: str,
+    view: LayerView,
     x: Tensor,
     sigma: Tensor,
     budget: float,
     *,
     entropy: Entropy | None = None,
     steps: int = 24,
-    noises: int = 16,
+    noise_samples: int = 16,
     max_sigma: float = 1.0,
     seed: int = 0,
-    chunk_size: int = 64,
 ) -> Tensor:
-    """Maximises the entropy of x + sigma delta, or of what comes of it, at E ||h(x + sigma delta) - h(x)||^2 = budget.
+    """Maximises the entropy of x + sigma delta, or another entropy, at E ||h(x + sigma delta) - h(x)||^2 = budget.
 
     Descends the loss (eq. 5) E ||h(x') - h(x)||^2 / delta_f^2 - lambda sum_i log sigma_i, scaled by 1 / lambda, in
     log sigma. At the optimum of a linear h its second derivatives are 2, so a step is half the gradient times
@@ -119,43 +123,40 @@ def optimize_sigma(
     begins as 2 alpha / n and follows the constraint; at the end sigma is scaled so as to meet it.
 
     Args:
-        model: called as `model(x)`, in eval mode.
-        layer: a name as `netprism.taps.tap` takes it.
-        x: images `(N, ...)`; each is optimised by itself.
-        sigma: where to start, `(N, ...)`, with 1 where units share theirs; best the closed form of `water_filling_sigma`.
+        view: One layer of a model. The noises of one image stay in one forward pass, also where they are more than
+            `chunk_size`.
+        x: Images `(N, ...)`; each is optimised by itself.
+        sigma: Sigma to start from, `(N, ...)`, with 1 where units share theirs; best that of `water_filling_sigma`.
         budget: alpha delta_f^2, > 0.
-        entropy: (images `(n, ...)`, features of x' `(n, noises, ...)`) -> nats `(n,)` to be maximised, differentiable
-            in the features; None for sum_i log sigma_i.
-        steps: of the descent; each runs the model forward and back on N x noises images.
-        noises: for each image in a step.
-        max_sigma: the cap, in units of the input.
-        seed: of the noise; the global random state is not used.
-        chunk_size: rows in a forward pass; the noises of one image stay together, also where they are more.
+        entropy: Function from images `(n, ...)` and features of x' `(n, noise_samples, ...)` to nats `(n,)`, which are
+            maximised; differentiable in the features. None: sum_i log sigma_i.
+        steps: Number of steps of the descent; each runs the model forward and back on N x noise_samples images.
+        noise_samples: Number of noises per image and step.
+        max_sigma: Cap of sigma, in units of the input.
+        seed: Seed of the noise; the global random state is not used.
 
     Returns:
-        Sigma `(N, ...)` of the shape and type it began with.
+        Sigma `(N, ...)` of the given shape and type.
 
     Raises:
-        ValueError: a budget that is not positive; features that are not finite; impossible numbers.
+        ValueError: The budget is not positive, features are not finite, or a number is out of range.
 
-    Source: "Quantifying Layerwise Information Discarding of Neural Networks and Beyond", equations 5 and 11.
+    Source: Ma et al. 2019, equations 5 and 11, https://openreview.net/forum?id=BygG3hEYvB.
     """
     if not budget > 0:
         raise ValueError(f"budget is {budget}; expected alpha delta_f^2 > 0")
-    with evaluating(model):
+    with view.evaluating():
         x = as_images(x)
         best = torch.empty_like(sigma)
-        for rows in _rows(x, noises, chunk_size):
+        for rows in _rows(x, noise_samples, view.chunk_size):
             generator = torch.Generator(x.device).manual_seed(seed + rows.start)
             start, cap = sigma[rows].to(x).clamp(max=max_sigma).log(), math.log(max_sigma)
-            log_sigma = _descend(model, layer, x[rows], start, budget, entropy, steps, noises, cap, generator)
+            log_sigma = _descend(view, x[rows], start, budget, entropy, steps, noise_samples, cap, generator)
             best[rows] = log_sigma.exp().to(best)
         for turn in range(_SCALINGS):  # on the same noises each time
-            change = feature_change(
-                model, layer, x, best, noises=noises, precision=PRECISION, seed=seed + 1, chunk_size=chunk_size
-            )
+            change = feature_change(view, x, best, noise_samples=noise_samples, precision=PRECISION, seed=seed + 1)
             factor = (budget / change).sqrt().to(best).view(-1, *[1] * (best.dim() - 1))
-            # What the layer does not see stays at the cap; only where the others cannot do it alone is all scaled.
+            # Unseen units stay at the cap; all are scaled only where the others do not suffice.
             free = (best < max_sigma) | (turn >= _SCALINGS // 2)
             best = (best * factor).clamp(max=max_sigma).where(free, best)
             if ((factor - 1).abs() < _NEAR).all():
@@ -164,14 +165,13 @@ def optimize_sigma(
 
 
 def _descend(
-    model: nn.Module,
-    layer: str,
+    view: LayerView,
     x: Tensor,
     log_sigma: Tensor,
     budget: float,
     entropy: Entropy | None,
     steps: int,
-    noises: int,
+    noise_samples: int,
     cap: float,
     generator: torch.Generator,
 ) -> Tensor:
@@ -179,7 +179,7 @@ def _descend(
     multiplier = torch.ones(len(x), device=x.device, dtype=x.dtype)  # lambda in units of 2 alpha / n
     for step in range(steps):
         log_sigma.requires_grad_()
-        features, change = _perturbed(model, layer, x, log_sigma.exp(), _noise(x, noises, generator))
+        features, change = _perturbed(view, x, log_sigma.exp(), _noise(x, noise_samples, generator))
         ratio = change.mean(1) / budget
         free = (log_sigma < cap).flatten(1).sum(1).clamp(min=1)  # those at the cap take no part in the constraint
         nats = log_sigma.flatten(1).sum(1) if entropy is None else entropy(x, features)
@@ -192,24 +192,23 @@ def _descend(
     return log_sigma.detach()
 
 
-def _rows(x: Tensor, noises: int, chunk_size: int) -> list[slice]:
+def _rows(x: Tensor, noise_samples: int, chunk_size: int) -> list[slice]:
     """Images that go through the model together, each with all its noises."""
-    for name, value, least in (("noises", noises, 2), ("chunk_size", chunk_size, 1)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected a number >= {least}")
-    size = max(1, chunk_size // noises)
+    if noise_samples < 2:
+        raise ValueError(f"noise_samples is {noise_samples}; expected a number >= 2")
+    size = max(1, chunk_size // noise_samples)
     return [slice(start, min(start + size, len(x))) for start in range(0, len(x), size)]
 
 
-def _noise(x: Tensor, noises: int, generator: torch.Generator) -> Tensor:
+def _noise(x: Tensor, noise_samples: int, generator: torch.Generator) -> Tensor:
     """Independent delta `(N, noises, ...)`: a pair delta, -delta would, to first order, tell the same thing twice."""
-    return torch.randn(len(x), noises, *x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
+    return torch.randn(len(x), noise_samples, *x.shape[1:], generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _perturbed(model: nn.Module, layer: str, x: Tensor, sigma: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+def _perturbed(view: LayerView, x: Tensor, sigma: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     """Features `(N, noises, ...)` of x + sigma delta, and their squared distances `(N, noises)` to those of x."""
     with torch.no_grad():
-        clean = features_of(model, layer, x)[layer]
+        clean = view.feature(x)
     noisy = x.unsqueeze(1) + sigma.unsqueeze(1) * delta
-    features = features_of(model, layer, noisy.flatten(0, 1))[layer].unflatten(0, delta.shape[:2])
+    features = view.feature(noisy.flatten(0, 1)).unflatten(0, delta.shape[:2])
     return features, (features - clean.unsqueeze(1)).square().flatten(2).sum(2)

@@ -1,8 +1,8 @@
 """How uncertain a reconstruction of the input is where the features of a layer may vary a little: RU.
 
 A decoder g rebuilds the input x from the features f = h(x). Noise x' = x + sigma delta, delta ~ N(0, I), moves the
-features by E ||h(x') - f||^2 = alpha delta_f^2 and the reconstruction x^' = g(h(x')) by as much as the decoder makes of
-it. The uncertainty of pixel i is the entropy of a Gaussian as wide as the error of its reconstruction,
+features by E ||h(x') - f||^2 = alpha delta_f^2, and with them the reconstruction x^' = g(h(x')). The uncertainty of
+pixel i is the entropy of a Gaussian as wide as the error of its reconstruction,
 
     H_i = 1/2 log E[(x_i - x^'_i)^2] + C,    C = 1/2 log(2 pi e),
 
@@ -22,7 +22,6 @@ Each step takes a few random noises and as many vector-Jacobian products, not B 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,18 +30,17 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from netprism.discarding.constants import ALPHA, GAUSSIAN, Method
+from netprism.discarding.layer_view import LayerView, as_images, evaluating
 from netprism.discarding.noise import optimize_sigma, water_filling_sigma
-from netprism.discarding.sensitivity import as_images, column_norms, evaluating, features_of
+from netprism.discarding.sensitivity import column_norms
 
 Center = Literal["input", "reconstruction"]
-Method = Literal["linear", "optimized"]
-
-GAUSSIAN = 0.5 * math.log(2 * math.pi * math.e)  # C, nats: entropy of a standard Gaussian
 Draw = Callable[[], Tensor]
 
-SMALLEST_ERROR = torch.finfo(torch.float32).eps ** 2  # of a pixel of size 1, squared: H_i is -14.5 nats at least
-_ROUNDS = 4  # of noises in a measurement
-_TURNS = 3  # of scaling; noise of size 1 used ten times the budget of an fc layer, once scaled a third of it
+SMALLEST_ERROR = torch.finfo(torch.float32).eps ** 2  # squared error of a pixel of size 1: H_i >= -14.5 nats
+_ROUNDS = 4  # sets of noises in a measurement
+_TURNS = 3  # rounds of scaling; noise of size 1 used ten times the budget of an fc layer, once scaled a third of it
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,10 @@ class ReconstructionUncertainty:
     Attributes:
         entropy_map: H_i of each pixel and channel, the shape of the images.
         mean: H_i averaged over an image, `(N,)`.
-        sigma: of the noise on each input unit, the shape of the images; 0 where it changes nothing.
-        ratio: achieved E ||h(x') - f||^2 / (alpha delta_f^2), `(N,)`: 1 where the constraint holds, less where even the
-            cap of sigma does not use it up.
-        mse: mean squared error of the reconstruction without noise, `(N,)`: the part of RU that is the decoder's.
+        sigma: Standard deviation of the noise on each input unit, the shape of the images; 0 where it changes nothing.
+        ratio: Achieved E ||h(x') - f||^2 / (alpha delta_f^2), `(N,)`: 1 where the constraint holds, less where even the
+            cap of sigma does not use the budget.
+        mse: Mean squared error of the reconstruction without noise, `(N,)`: the part of RU that is the decoder's.
     """
 
     entropy_map: Tensor
@@ -71,68 +69,79 @@ def reconstruction_uncertainty(
     decoder: nn.Module,
     x: Tensor,
     *,
-    alpha: float = 1.5e-4,
+    alpha: float = ALPHA,
     scale: float | None = None,
     method: Method = "linear",
     center: Center = "input",
     steps: int = 2,
-    products: int = 64,
-    noises: int = 16,
+    num_vjps: int = 64,
+    noise_samples: int = 16,
     max_sigma: float = 1.0,
     seed: int = 0,
     chunk_size: int = 64,
+    relative_to: nn.Module | None = None,
 ) -> ReconstructionUncertainty:
     """Measures how uncertain each pixel is that a decoder rebuilds from the features of a layer.
 
     Both networks run in eval mode; their flags, buffers and gradients, and the global random state, stay as they are.
 
     Args:
-        model: called as `model(x)`.
-        layer: a name as `netprism.taps.tap` takes it.
-        decoder: features `(N, ...)` of the layer to images of the shape of x, trained for this very model.
-        x: images `(N, ...)`, floating, normalised as the model gets them.
-        alpha: how far the features may move, as a share of delta_f^2.
+        model: The network; it is called as `model(x)`.
+        layer: Name of a layer as `netprism.taps.tap` takes it.
+        decoder: Network from features `(N, ...)` of the layer to images of the shape of x, trained for this very model.
+        x: Images `(N, ...)`, floating, normalised as the model gets them.
+        alpha: How far the features may move, as a fraction of delta_f^2.
         scale: delta_f^2 of the layer, see `feature_scale`. None: the mean over the images at hand.
         method: "linear": expectation-maximisation of the problem to first order. "optimized": gradient ascent from
             there, for the networks as they are.
-        center: what errors are counted from. "input": x, so that what the decoder cannot rebuild even without noise
-            counts. "reconstruction": g(h(x)), so that only what the noise does counts.
-        steps: of expectation-maximisation; with 0, sigma is that of the strict information discarding. Behind fully
-            connected layers more than 2 of them followed the errors of c, which `products` makes smaller.
-        products: vector-Jacobian products for the column norms c.
-        noises: for each image in a step, at least 2; H_i is then measured with four times as many. From S of them
-            it comes out 1 / (2 S) nats low on average, as logarithms of estimates do.
-        max_sigma: what sigma is at most, in units of the input.
-        seed: of all random numbers.
-        chunk_size: rows in a forward pass, images or noisy copies: what bounds the memory.
+        center: Where errors are counted from. "input": x, so that errors without noise count as well.
+            "reconstruction": g(h(x)), so that only the effect of the noise counts.
+        steps: Number of steps of expectation-maximisation; with 0, sigma is that of the strict information discarding.
+            Behind fully connected layers, more than 2 steps followed the errors of c, which `num_vjps` reduces.
+        num_vjps: Number of vector-Jacobian products for the column norms c.
+        noise_samples: Number of noises per image and step, at least 2; H_i is then measured with four times as many.
+            From S of them it is 1 / (2 S) nats low on average, as logarithms of estimates are.
+        max_sigma: Cap of sigma, in units of the input.
+        seed: Seed of all random numbers.
+        chunk_size: Number of rows in a forward pass, images or noisy copies; it bounds the memory.
+        relative_to: Part of the model as seen from which the layer may be named.
 
     Raises:
-        ValueError: an unknown method or center, impossible numbers, a decoder of another layer or of images of another
-            shape, images or features that are not finite, a layer that no image reaches.
-        TypeError: images that are not floating.
+        ValueError: The method or center is unknown, a number is out of range, the decoder is of another layer or of
+            images of another shape, images or features are not finite, or no image reaches the layer.
+        TypeError: Images are not floating.
 
-    Cost: for each image `products` backward passes of the model, then `noises` forward and backward passes of both
-    networks in a step, and sixteen times `noises` forward passes of the model.
+    Cost per image: `num_vjps` backward passes of the model, then `noise_samples` forward and backward passes of both
+    networks per step, and sixteen times `noise_samples` forward passes of the model.
 
-    Source: "Quantifying Layerwise Information Discarding of Neural Networks and Beyond", section 3.2, eq. 8 and 11. Its
-    gradient descent starts anywhere; expectation-maximisation is ours.
+    Source: Ma et al. 2019, section 3.2, eq. 8 and 11, https://openreview.net/forum?id=BygG3hEYvB. The paper's gradient
+    descent starts anywhere; expectation-maximisation is ours.
     """
-    _check(method, center, noises, steps, chunk_size)
+    _check(method, center, noise_samples, steps)
+    view = LayerView(model, layer, chunk_size, relative_to)
     x = as_images(x)
-    # Sigma must not know the noise that it is measured with: from one seed, 2.4 times the budget was measured as 1.
+    # Fit and measure with independent noise: with one seed for both, 2.4 times the budget was measured as 1.
     seeds = torch.randint(2**31, (4,), generator=torch.Generator().manual_seed(seed)).tolist()
-    path = _Path(model, layer, decoder, center)
-    with evaluating(model), evaluating(decoder):
-        norms = column_norms(model, layer, x, products=products, seed=seeds[0], chunk_size=chunk_size)[layer].mean(0)
+    path = _Path(view, decoder, center)
+    with view.evaluating(), evaluating(decoder):
+        norms = column_norms(view, x, num_vjps=num_vjps, seed=seeds[0])[layer].mean(0)
         budget = alpha * _positive(float(norms.flatten(1).sum(1).mean()) if scale is None else scale, layer)
-        chunks = _chunks(x, noises, chunk_size, seeds[1])
+        chunks = _chunks(x, noise_samples, chunk_size, seeds[1])
         parts = [_maximise(path, x[rows], norms[rows], budget, steps, max_sigma, draw) for rows, draw in chunks]
         sigma = torch.cat(parts)
         if method == "optimized":
             start = sigma.clamp(min=1e-6 * max_sigma)  # it goes by the logarithm
-            options = {"noises": noises, "seed": seeds[2], "chunk_size": chunk_size}
-            sigma = optimize_sigma(model, layer, x, start, budget, entropy=path.entropy, max_sigma=max_sigma, **options)
-        chunks = _chunks(x, noises, chunk_size, seeds[3])
+            sigma = optimize_sigma(
+                view,
+                x,
+                start,
+                budget,
+                entropy=path.entropy,
+                max_sigma=max_sigma,
+                noise_samples=noise_samples,
+                seed=seeds[2],
+            )
+        chunks = _chunks(x, noise_samples, chunk_size, seeds[3])
         measured = [_measure(path, x[rows], sigma[rows], budget, draw) for rows, draw in chunks]
     entropy_map, ratio, mse = (torch.cat(part) for part in zip(*measured, strict=True))
     return ReconstructionUncertainty(entropy_map, entropy_map.flatten(1).mean(1), sigma.to(x), ratio, mse)
@@ -140,22 +149,23 @@ def reconstruction_uncertainty(
 
 @dataclass(frozen=True)
 class _Path:
-    """From images to features to rebuilt images, and what the errors of these are counted from."""
+    """From images to features to rebuilt images, and where errors are counted from."""
 
-    model: nn.Module
-    layer: str
+    view: LayerView
     decoder: nn.Module
     center: Center
 
     def features(self, x: Tensor) -> Tensor:
-        return features_of(self.model, self.layer, x)[self.layer]
+        return self.view.feature(x)
 
     def rebuilt(self, features: Tensor, shape: torch.Size) -> Tensor:
         """Features (n, ...) to images (n, *shape)."""
         images: Tensor = self.decoder(features)
         if images.shape[1:] != shape:
             given, wanted = tuple(images.shape[1:]), tuple(shape)
-            raise ValueError(f"the decoder of layer {self.layer!r} rebuilds {given}, but the images are {wanted}")
+            raise ValueError(
+                f"the decoder of layer {self.view.layers!r} rebuilds {given}; expected {wanted}, as the images are"
+            )
         return images
 
     def expected(self, x: Tensor) -> Tensor:
@@ -188,10 +198,10 @@ def _maximise(path: _Path, x: Tensor, norms: Tensor, budget: float, steps: int, 
 
 
 def _pour(weights: Tensor, norms: Tensor, budget: float, max_sigma: float) -> Tensor:
-    """Sigma that gives unit j a share of the budget as large as its weight, up to the cap.
+    """Returns the sigma that gives unit j a fraction of the budget as large as its weight, up to the cap.
 
     sigma_j^2 norms_j = min(t weights_j, max_sigma^2 norms_j), with t so that the sum over j is the budget; all units at
-    the cap where even that does not use the budget up. Units of weight 0 get no noise.
+    the cap where even that does not use the budget. Units of weight 0 get no noise.
     """
     costs = norms.flatten(1) * max_sigma**2
     weights = weights.flatten(1)
@@ -202,8 +212,8 @@ def _pour(weights: Tensor, norms: Tensor, budget: float, max_sigma: float) -> Te
     fits = level <= full.gather(1, order)
     first = fits.int().argmax(1, keepdim=True)
     level = level.gather(1, first).where(fits.any(1, keepdim=True), torch.inf)
-    share = (level / full).clamp(max=1).nan_to_num(0)
-    return max_sigma * share.sqrt().view(norms.shape)
+    fraction = (level / full).clamp(max=1).nan_to_num(0)
+    return max_sigma * fraction.sqrt().view(norms.shape)
 
 
 @torch.no_grad()
@@ -249,22 +259,22 @@ def _entropy(errors: Tensor) -> Tensor:
     return errors.clamp(min=SMALLEST_ERROR).log() / 2 + GAUSSIAN
 
 
-def _chunks(x: Tensor, noises: int, chunk_size: int, seed: int) -> Iterator[tuple[slice, Draw]]:
+def _chunks(x: Tensor, noise_samples: int, chunk_size: int, seed: int) -> Iterator[tuple[slice, Draw]]:
     """Rows that go through the networks together, all noises of an image at once, and a source of noise for them."""
-    size = max(1, chunk_size // noises)
+    size = max(1, chunk_size // noise_samples)
     for start in range(0, len(x), size):
         rows = slice(start, min(start + size, len(x)))
         generator = torch.Generator(x.device).manual_seed(seed + start)
-        yield rows, partial(_noise, x[rows], noises, generator)
+        yield rows, partial(_noise, x[rows], noise_samples, generator)
 
 
-def _noise(x: Tensor, noises: int, generator: torch.Generator) -> Tensor:
+def _noise(x: Tensor, noise_samples: int, generator: torch.Generator) -> Tensor:
     """Standard Gaussian noise (n, noises, ...), made to have mean 0 and variance 1 over the noises for every unit.
 
     That is what an infinite number of noises has. It takes away what few of them would add to the errors to first
     order: all of the term between b and the noise, and all that a unit's own noise does to its own pixel.
     """
-    shape = (len(x), noises, *x.shape[1:])
+    shape = (len(x), noise_samples, *x.shape[1:])
     noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
     noise -= noise.mean(1, keepdim=True)
     return noise / noise.square().mean(1, keepdim=True).sqrt()
@@ -272,14 +282,14 @@ def _noise(x: Tensor, noises: int, generator: torch.Generator) -> Tensor:
 
 def _positive(scale: float, layer: str) -> float:
     if not scale > 0:
-        raise ValueError(f"delta_f^2 of layer {layer!r} is {scale}, not above 0: no image reaches the layer")
+        raise ValueError(f"delta_f^2 of layer {layer!r} is {scale}; expected a number > 0: no image reaches the layer")
     return scale
 
 
-def _check(method: str, center: str, noises: int, steps: int, chunk_size: int) -> None:
+def _check(method: str, center: str, noise_samples: int, steps: int) -> None:
     for name, value, allowed in (("method", method, get_args(Method)), ("center", center, get_args(Center))):
         if value not in allowed:
-            raise ValueError(f"{name} is {value!r}, not one of {', '.join(map(repr, allowed))}")
-    for name, count, least in (("noises", noises, 2), ("steps", steps, 0), ("chunk_size", chunk_size, 1)):
+            raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}")
+    for name, count, least in (("noise_samples", noise_samples, 2), ("steps", steps, 0)):
         if count < least:
             raise ValueError(f"{name} is {count}; expected a number >= {least}")

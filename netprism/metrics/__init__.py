@@ -1,7 +1,8 @@
-"""torchmetrics faces of the measures: update per batch, any split over ranks."""
+"""The measures as torchmetrics: updated per batch, with any split over ranks."""
 
 from netprism.metrics.components import ComponentMetric
 from netprism.metrics.covariance import CovarianceMetric
+from netprism.metrics.discarding import DiscardingMetric
 from netprism.metrics.knowledge_points import KnowledgePointMetric
 from netprism.metrics.projected_samples import ProjectedSamples
 from netprism.metrics.reliability import ReliabilityMetric
@@ -10,6 +11,7 @@ from netprism.metrics.transformation_complexity import TransformationComplexity
 __all__ = [
     "ComponentMetric",
     "CovarianceMetric",
+    "DiscardingMetric",
     "KnowledgePointMetric",
     "ProjectedSamples",
     "ReliabilityMetric",

@@ -6,21 +6,31 @@ import torch
 import torchvision
 from pytorch_lightning.loggers import CSVLogger
 from reference import discarding as reference
-from third_party_modules import Net, Stranger, fit, images
+from third_party_modules import Net, Stranger, figures_of, fit, images
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from netprism.callbacks import InformationDiscarding
-from netprism.callbacks.information_discarding import masks_of
+from netprism.callbacks._image_masks import masks_of
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import strict_information_discarding
 from netprism.lightning_modules import InputDecoder
 
-LAYERS = ["conv", "fc1", "fc2"]  # of strangers.Net, which the stranger keeps in one attribute
+LAYERS = ["conv", "fc1", "fc2"]  # of third_party_modules.Net, which the stranger keeps in one attribute
 
 
 def monitor(**options):
-    defaults = {"layers": LAYERS, "images": 6, "products": 4, "num_scale_images": 8, "batch_size": 4, "shown": 0}
+    if "data" in options:
+        options |= dict.fromkeys(("train_data", "test_data"), options.pop("data"))
+    defaults = {
+        "layers": LAYERS,
+        "num_images": 6,
+        "num_vjps": 4,
+        "num_scale_images": 8,
+        "batch_size": 4,
+        "num_shown": 0,
+    }
     return InformationDiscarding(**(defaults | options))
 
 
@@ -62,12 +72,12 @@ def test_the_key_set_is_exact(tmp_path):
 
 def test_the_values_are_those_of_the_trained_network(tmp_path):
     module, data = Stranger(), WithMasks("segment")
-    found = logged(fit(module, monitor(images=12, products=300, data=data, batch_size=12), folder=tmp_path))
+    found = logged(fit(module, monitor(num_images=12, num_vjps=300, data=data, batch_size=12), folder=tmp_path))
     x = images().tensors[0]
     module.eval()
     for layer in LAYERS:
-        scale = feature_scale(module.model, layer, [x], products=50)[layer]
-        sid = strict_information_discarding(module.model, layer, x, products=100, scale=scale)
+        scale = feature_scale(LayerView(module.model, layer), [x], num_vjps=50)[layer]
+        sid = strict_information_discarding(module.model, layer, x, num_vjps=100, scale=scale)
         assert found[f"SID/{layer}"] == pytest.approx(sid.mean.mean().item(), abs=0.35)  # 12 of 45 images
         quarter = torch.zeros(8, 8)
         quarter[:4, :4] = 1
@@ -78,11 +88,11 @@ def test_the_values_are_those_of_the_trained_network(tmp_path):
 def test_all_images_give_the_numbers_of_the_function(tmp_path):
     module, x = Stranger(), images().tensors[0]
     data = TensorDataset(x[:4], torch.zeros(4, dtype=torch.long))
-    options = {"images": 4, "num_scale_images": 4, "products": 6, "data": data, "batch_size": 4}
+    options = {"num_images": 4, "num_scale_images": 4, "num_vjps": 6, "data": data, "batch_size": 4}
     found = logged(fit(module, monitor(**options), folder=tmp_path))
     chosen = torch.randperm(4, generator=torch.Generator().manual_seed(0))
-    scale = feature_scale(module.model, LAYERS, [x[chosen]])
-    expected = strict_information_discarding(module.model, LAYERS, x[chosen], products=6, scale=scale)
+    scale = feature_scale(LayerView(module.model, LAYERS), [x[chosen]])
+    expected = strict_information_discarding(module.model, LAYERS, x[chosen], num_vjps=6, scale=scale)
     for layer in LAYERS:
         assert found[f"SID/{layer}"] == pytest.approx(expected[layer].mean.mean().item(), abs=1e-5)
 
@@ -107,7 +117,7 @@ def test_a_third_item_that_is_no_mask_is_none():
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice")
 def test_masks_that_are_all_or_nothing_do_not_end_the_training(tmp_path):
-    options = {"masks": lambda batch, size: torch.ones(len(batch[0]), 1, *size), "images": 3}
+    options = {"masks": lambda batch, size: torch.ones(len(batch[0]), 1, *size), "num_images": 3}
     found = logged(fit(Stranger(), monitor(**options), folder=tmp_path, max_epochs=1))
     assert all(math.isnan(found[f"concentration/{layer}"]) for layer in LAYERS)
     assert all(math.isfinite(found[f"SID/{layer}"]) for layer in LAYERS)
@@ -158,7 +168,9 @@ class WriteDown(pl.Callback):
         torch.save(values, f"{self.folder}/{trainer.global_rank}.pt")
 
 
-@pytest.mark.parametrize("options", [{"images": 13, "num_scale_images": 21}, {"images": 3, "method": "optimized"}])
+@pytest.mark.parametrize(
+    "options", [{"num_images": 13, "num_scale_images": 21}, {"num_images": 3, "method": "optimized"}]
+)
 def test_two_processes_give_the_numbers_of_one(tmp_path, options):
     def run(folder, devices, strategy):
         folder.mkdir()
@@ -207,7 +219,7 @@ def test_torchvision_model_in_a_strangers_module(tmp_path):
         def forward(self, x):
             return {"logits": self.body(x.expand(-1, 3, -1, -1))}
 
-    callback = monitor(layers=["body.layer1", "body.layer1.0.relu#1"], images=2, measure_untrained=False)
+    callback = monitor(layers=["body.layer1", "body.layer1.0.relu#1"], num_images=2, measure_untrained=False)
     trainer = fit(Stranger(Wrapped()), callback, folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {"SID/body.layer1", "SID/body.layer1.0.relu#1"}
 
@@ -218,9 +230,9 @@ def test_a_network_of_ours_says_its_layers_and_others_are_asked(tmp_path):
 
     trainer = fit(Stranger(Tapped()), monitor(layers=None), folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {"SID/fc1"}
-    with pytest.raises(ValueError, match="discarding: layers is None; name the layers of Net"):
+    with pytest.raises(ValueError, match="discarding: layers is None; expected layers of Net"):
         fit(Stranger(), monitor(layers=None), folder=tmp_path)
-    with pytest.raises(ValueError, match="no layer 'model.conv9'.* did you mean 'model.conv'"):
+    with pytest.raises(ValueError, match="no layer 'conv9', did you mean 'conv'"):
         fit(Stranger(), monitor(layers=["conv9"]), folder=tmp_path)
 
 
@@ -260,7 +272,7 @@ def test_vectors_have_no_maps_and_no_masks(tmp_path):
 
     x, y = images().tensors
     loader = DataLoader(TensorDataset(x.flatten(1), y), 16)
-    trainer = fit(Flat(), monitor(layers=["0"], shown=8), folder=tmp_path, train=loader, validation=loader)
+    trainer = fit(Flat(), monitor(layers=["0"], num_shown=8), folder=tmp_path, train=loader, validation=loader)
     assert set(logged(trainer)) == {"SID/0"}
     assert not (tmp_path / "maps").exists()
 
@@ -273,7 +285,7 @@ def test_reconstruction_uncertainty_where_there_are_decoders(tmp_path):
     trainer = fit(Stranger(), monitor(decoders={"fc1": decoder}), folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {*(f"SID/{layer}" for layer in LAYERS), "RU/fc1"}
     assert math.isfinite(logged(trainer)["RU/fc1"])
-    with pytest.raises(ValueError, match="a decoder of layer 'fc9', but the layers are conv, fc1, fc2"):
+    with pytest.raises(ValueError, match="a decoder is of layer 'fc9'; expected one of conv, fc1, fc2"):
         fit(Stranger(), monitor(decoders={"fc9": decoder}), folder=tmp_path)
 
 
@@ -284,7 +296,7 @@ def test_decoders_from_the_checkpoint_of_their_training(tmp_path):
     trainer = fit(decoders, folder=tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "decoders.ckpt")
     module = Stranger(network.requires_grad_(True), learning_rate=0.0)
-    options = {"images": 4, "num_scale_images": 4, "decoders": str(tmp_path / "decoders.ckpt")}
+    options = {"num_images": 4, "num_scale_images": 4, "decoders": str(tmp_path / "decoders.ckpt")}
     found = logged(fit(module, monitor(**options), folder=tmp_path, max_epochs=1))
     given = {layer: decoders.decoder(layer) for layer in ("conv", "fc1")}
     expected = logged(fit(module, monitor(**options | {"decoders": given}), folder=tmp_path, max_epochs=1))
@@ -296,8 +308,9 @@ def test_decoders_from_the_checkpoint_of_their_training(tmp_path):
 
 
 def test_maps_of_every_measurement_and_curves_at_the_end(tmp_path):
-    fit(Stranger(), monitor(shown=2), monitor(name="second", shown=9), folder=tmp_path)
-    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    fit(Stranger(), monitor(num_shown=2), monitor(name="second", num_shown=9), folder=tmp_path)
+    folder = figures_of(tmp_path).parent
+    names = sorted(str(path.relative_to(folder)) for path in tmp_path.rglob("*.png"))
     assert names == sorted(
         [
             f"maps/{epoch}/{name}_SID.png"
@@ -310,7 +323,7 @@ def test_maps_of_every_measurement_and_curves_at_the_end(tmp_path):
 
 
 def test_a_dry_run_draws_nothing(tmp_path):
-    fit(Stranger(), monitor(images=1000, num_scale_images=2000, shown=8), folder=tmp_path, fast_dev_run=True)
+    fit(Stranger(), monitor(num_images=1000, num_scale_images=2000, num_shown=8), folder=tmp_path, fast_dev_run=True)
     assert not list(tmp_path.rglob("*.png"))
 
 
@@ -335,10 +348,10 @@ def test_a_resumed_run_continues_the_curve(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": 0}, "images is 0; expected a number >= 1"),
-        ({"products": 0}, "products is 0"),
+        ({"num_images": 0}, "num_images is 0; expected a number >= 1"),
+        ({"num_vjps": 0}, "num_vjps is 0"),
         ({"batch_size": -2}, "batch_size is -2"),
-        ({"method": "exact"}, "unknown method 'exact'; allowed: linear, optimized"),
+        ({"method": "exact"}, "method is 'exact'; expected linear or optimized"),
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
     ],
 )

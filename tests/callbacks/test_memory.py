@@ -44,7 +44,7 @@ def all_monitors():
     few = {"batch_size": 8}
     return [
         GatingEntropy(num_images=8, **few),
-        InformationDiscarding(["norm"], images=4, num_scale_images=4, products=1, shown=1),
+        InformationDiscarding(["norm"], num_images=4, num_scale_images=4, num_vjps=1, num_shown=1),
         KnowledgePoints(
             ["conv", "fc1"], images_per_class=3, classes=3, tau=0.4, steps=1, num_compared=3, every_n_epochs=1
         ),

@@ -55,7 +55,7 @@ def test_an_invertible_pair_gives_the_entropy_that_sigma_implies(random):
     matrix = torch.randn(12, 12, generator=random)
     images = torch.randn(4, 12, generator=random)
     found = reconstruction_uncertainty(
-        network(linear(matrix)), "0", linear(matrix.inverse()), images, products=4096, **ARGUMENTS
+        network(linear(matrix)), "0", linear(matrix.inverse()), images, num_vjps=4096, **ARGUMENTS
     )
     # what comes back is the noisy input itself: H_i = log sigma_i + C, and the best sigma is that of the SID
     torch.testing.assert_close(found.entropy_map, found.sigma.log() + GAUSSIAN, atol=1e-3, rtol=0)
@@ -81,7 +81,7 @@ def test_the_sum_of_all_pixels_gives_none_of_them_back():
     around_input = torch.tensor([0.1**2, 0.0]) + around_reconstruction
     for center, errors in (("reconstruction", torch.tensor([around_reconstruction] * 2)), ("input", around_input)):
         found = reconstruction_uncertainty(
-            model, "0", decoder, images, center=center, noises=512, chunk_size=512, **ARGUMENTS
+            model, "0", decoder, images, center=center, noise_samples=512, chunk_size=512, **ARGUMENTS
         )
         expected = (errors.log() / 2 + GAUSSIAN)[:, None].expand(2, 2)
         torch.testing.assert_close(found.entropy_map, expected, atol=0.04, rtol=0)
@@ -92,7 +92,16 @@ def test_the_sum_of_all_pixels_gives_none_of_them_back():
 def test_finds_the_largest_entropy_that_there_is(smooth, center):
     model, decoder, images = smooth
     found = reconstruction_uncertainty(
-        model, "conv2", decoder, images, center=center, products=256, noises=64, chunk_size=256, steps=16, **ARGUMENTS
+        model,
+        "conv2",
+        decoder,
+        images,
+        center=center,
+        num_vjps=256,
+        noise_samples=64,
+        chunk_size=256,
+        steps=16,
+        **ARGUMENTS,
     )
 
     def encode(x):
@@ -116,7 +125,7 @@ def test_expectation_maximisation_beats_the_noise_of_the_strict_discarding(smoot
     model, decoder, images = smooth
     means = [
         reconstruction_uncertainty(
-            model, "conv2", decoder, images, center="reconstruction", steps=steps, noises=64, **ARGUMENTS
+            model, "conv2", decoder, images, center="reconstruction", steps=steps, noise_samples=64, **ARGUMENTS
         ).mean.mean()
         for steps in (0, 1, 8)
     ]
@@ -127,7 +136,7 @@ def test_optimized_is_no_worse_and_keeps_the_constraint(smooth):
     model, decoder, images = smooth
     linear_one, optimized = (
         reconstruction_uncertainty(
-            model, "conv2", decoder, images, method=method, center="reconstruction", noises=32, **ARGUMENTS
+            model, "conv2", decoder, images, method=method, center="reconstruction", noise_samples=32, **ARGUMENTS
         )
         for method in ("linear", "optimized")
     )
@@ -165,7 +174,7 @@ def test_scaling_a_layer_changes_nothing(method):
 def test_noise_of_few_draws_has_the_moments_of_many(smooth):
     """A perfect pair again: with 2 noises the unit's own noise must not be taken for another size than it has."""
     model = network(linear(torch.eye(9)))
-    found = reconstruction_uncertainty(model, "0", linear(torch.eye(9)), torch.zeros(1, 9), noises=2, steps=0)
+    found = reconstruction_uncertainty(model, "0", linear(torch.eye(9)), torch.zeros(1, 9), noise_samples=2, steps=0)
     torch.testing.assert_close(found.entropy_map, found.sigma.log() + GAUSSIAN, atol=1e-4, rtol=0)
 
 
@@ -173,7 +182,7 @@ def test_units_at_the_cap_leave_their_budget_to_the_others():
     model = network(linear(torch.diag(torch.tensor([1.0, 1.0, 1e-3]))))
     decoder = linear(torch.diag(torch.tensor([1.0, 1.0, 1e3])))
     found = reconstruction_uncertainty(
-        model, "0", decoder, torch.zeros(1, 3), alpha=0.05, scale=2.0, max_sigma=0.5, products=4096, noises=256
+        model, "0", decoder, torch.zeros(1, 3), alpha=0.05, scale=2.0, max_sigma=0.5, num_vjps=4096, noise_samples=256
     )
     # a third of .1 each would be sigma = .18, .18, 183
     assert found.sigma[0].tolist() == pytest.approx([math.sqrt(0.05), math.sqrt(0.05), 0.5], rel=0.03)
@@ -219,9 +228,9 @@ def test_leaves_no_trace(method):
     model[0].eval()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before, state = snapshot(model, decoder), torch.get_rng_state()
-    found = reconstruction_uncertainty(model, "4", decoder, images, method=method, products=4, noises=2)
+    found = reconstruction_uncertainty(model, "4", decoder, images, method=method, num_vjps=4, noise_samples=2)
     with pytest.raises(ValueError, match="rebuilds"):
-        reconstruction_uncertainty(model, "4", nn.Identity(), images, products=4, noises=2)
+        reconstruction_uncertainty(model, "4", nn.Identity(), images, num_vjps=4, noise_samples=2)
     after = snapshot(model, decoder)
     assert torch.equal(torch.get_rng_state(), state)
     for (flags, value, parameter), (flags_after, value_after, _) in zip(before, after, strict=True):
@@ -237,7 +246,8 @@ def test_leaves_no_trace(method):
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not():
     model, decoder, images = small()
     first, again, other = (
-        reconstruction_uncertainty(model, "4", decoder, images, seed=seed, products=8, noises=4) for seed in (0, 0, 1)
+        reconstruction_uncertainty(model, "4", decoder, images, seed=seed, num_vjps=8, noise_samples=4)
+        for seed in (0, 0, 1)
     )
     assert torch.equal(first.entropy_map, again.entropy_map)
     assert not torch.equal(first.entropy_map, other.entropy_map)
@@ -250,28 +260,30 @@ def test_no_pass_has_more_rows_than_the_chunk(method):
     rows = []
     model.register_forward_hook(lambda *args: rows.append(len(args[2])))
     decoder.register_forward_hook(lambda *args: rows.append(len(args[2])))
-    whole = reconstruction_uncertainty(model, "4", decoder, images, method=method, noises=8, scale=2.0)
+    whole = reconstruction_uncertainty(model, "4", decoder, images, method=method, noise_samples=8, scale=2.0)
     assert 24 <= max(rows) <= 64
     rows.clear()
-    parts = reconstruction_uncertainty(model, "4", decoder, images, method=method, noises=8, scale=2.0, chunk_size=8)
+    parts = reconstruction_uncertainty(
+        model, "4", decoder, images, method=method, noise_samples=8, scale=2.0, chunk_size=8
+    )
     assert max(rows) == 8
     torch.testing.assert_close(whole.mean, parts.mean, atol=0.1, rtol=0)
 
 
 def test_works_in_inference_mode_and_under_autocast():
     model, decoder, images = small()
-    expected = reconstruction_uncertainty(model, "4", decoder, images, products=4, noises=2)
+    expected = reconstruction_uncertainty(model, "4", decoder, images, num_vjps=4, noise_samples=2)
     with torch.inference_mode():
-        inside = reconstruction_uncertainty(model, "4", decoder, images.clone(), products=4, noises=2)
+        inside = reconstruction_uncertainty(model, "4", decoder, images.clone(), num_vjps=4, noise_samples=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        autocast = reconstruction_uncertainty(model, "4", decoder, images, products=4, noises=2)
+        autocast = reconstruction_uncertainty(model, "4", decoder, images, num_vjps=4, noise_samples=2)
     assert torch.equal(inside.entropy_map, expected.entropy_map)
     assert torch.equal(autocast.entropy_map, expected.entropy_map)
 
 
 def test_one_image():
     model, decoder, images = small()
-    found = reconstruction_uncertainty(model, "4", decoder, images[:1], products=4, noises=2)
+    found = reconstruction_uncertainty(model, "4", decoder, images[:1], num_vjps=4, noise_samples=2)
     assert (found.entropy_map.shape, found.mean.shape, found.ratio.shape) == ((1, 3, 8, 8), (1,), (1,))
     torch.testing.assert_close(found.mean, found.entropy_map.mean((1, 2, 3)))
 
@@ -283,25 +295,33 @@ def test_is_part_of_the_discarding_functions():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"method": "exact"}, ValueError, "^method is 'exact', not one of 'linear', 'optimized'$"),
-        ({"center": "x"}, ValueError, "^center is 'x', not one of 'input', 'reconstruction'$"),
-        ({"noises": 1}, ValueError, "^noises is 1; expected a number >= 2$"),
+        ({"method": "exact"}, ValueError, "^method is 'exact'; expected 'linear' or 'optimized'$"),
+        ({"center": "x"}, ValueError, "^center is 'x'; expected 'input' or 'reconstruction'$"),
+        ({"noise_samples": 1}, ValueError, "^noise_samples is 1; expected a number >= 2$"),
         ({"steps": -1}, ValueError, "^steps is -1; expected a number >= 0$"),
         ({"chunk_size": 0}, ValueError, "^chunk_size is 0; expected a number >= 1$"),
         ({"layer": "7"}, ValueError, "has no layer '7'"),
         ({"x": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, TypeError, "images are torch.uint8"),
-        ({"x": torch.full((2, 3, 8, 8), torch.nan)}, ValueError, "^images hold NaN or infinity$"),
+        (
+            {"x": torch.full((2, 3, 8, 8), torch.nan)},
+            ValueError,
+            "^images hold NaN or infinity; expected finite values$",
+        ),
         ({"decoder": Decoder((8, 4, 4), (3, 8, 8), width=1)}, ValueError, "a decoder of features .8, 4, 4. was given"),
         (
             {"decoder": Decoder((4, 4, 4), (3, 16, 16), width=1)},
             ValueError,
-            r"^the decoder of layer '4' rebuilds \(3, 16, 16\), but the images are \(3, 8, 8\)$",
+            r"^the decoder of layer '4' rebuilds \(3, 16, 16\); expected \(3, 8, 8\), as the images are$",
         ),
-        ({"scale": 0.0}, ValueError, "^delta_f.2 of layer '4' is 0.0, not above 0: no image reaches the layer$"),
+        (
+            {"scale": 0.0},
+            ValueError,
+            "^delta_f.2 of layer '4' is 0.0; expected a number > 0: no image reaches the layer$",
+        ),
     ],
 )
 def test_bad_input_is_named(change, error, message):
     model, decoder, images = small()
-    arguments = {"model": model, "layer": "4", "decoder": decoder, "x": images, "products": 2, "noises": 2}
+    arguments = {"model": model, "layer": "4", "decoder": decoder, "x": images, "num_vjps": 2, "noise_samples": 2}
     with pytest.raises(error, match=message):
         reconstruction_uncertainty(**arguments | change)

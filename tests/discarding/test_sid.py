@@ -7,6 +7,7 @@ from reference import discarding as reference
 from torch import nn
 
 from netprism.discarding.concentration import concentration
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.noise import feature_change, optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import column_norms, feature_scale, jacobian_norms
 from netprism.discarding.sid import ALPHA, strict_information_discarding
@@ -73,21 +74,21 @@ def linear(seed=0, inputs=12, outputs=30):
 @pytest.mark.parametrize("layer", ["0", "3", "5"])
 def test_column_norms_are_those_of_the_whole_jacobian(layer):
     model, x = convnet(), images(2)
-    products = 3000
-    norms = column_norms(model, layer, x, products=products, chunk_size=1)[layer]
+    num_vjps = 3000
+    norms = column_norms(LayerView(model, layer, 1), x, num_vjps=num_vjps)[layer]
     assert norms.shape == (1, *x.shape)
     part = copy.deepcopy(model[: int(layer) + 1]).double()
     for estimate, image in zip(norms[0], x, strict=True):
         exact = torch.from_numpy(reference.column_norms(part, image))
         error = (estimate / exact - 1).flatten()
-        assert error.abs().max() < 5.5 * math.sqrt(2 / products)
-        assert error.square().mean().sqrt() == pytest.approx(math.sqrt(2 / products), rel=0.2)
+        assert error.abs().max() < 5.5 * math.sqrt(2 / num_vjps)
+        assert error.square().mean().sqrt() == pytest.approx(math.sqrt(2 / num_vjps), rel=0.2)
 
 
 def test_groups_share_the_products_and_average_to_the_whole():
     model, x = convnet(), images(2)
-    whole = column_norms(model, ["3"], x, products=6)["3"]
-    groups = column_norms(model, ["3"], x, products=6, groups=3)["3"]
+    whole = column_norms(LayerView(model, ["3"]), x, num_vjps=6)["3"]
+    groups = column_norms(LayerView(model, ["3"]), x, num_vjps=6, groups=3)["3"]
     torch.testing.assert_close(groups.mean(0, keepdim=True), whole)
     assert not torch.allclose(groups[0], groups[1])
 
@@ -97,25 +98,25 @@ def test_the_feature_scale_is_the_mean_squared_jacobian_over_all_images():
     part = copy.deepcopy(model[:4]).double()
     exact = sum(reference.column_norms(part, image).sum() for image in x) / len(x)
     batches = [(x[:2], torch.zeros(2)), (x[2:], torch.zeros(3))]
-    assert feature_scale(model, "3", batches, products=500)["3"] == pytest.approx(exact, rel=0.02)
-    assert jacobian_norms(model, "3", x, products=500)["3"].mean() == pytest.approx(exact, rel=0.02)
-    finite = [feature_change(model, "3", x, torch.full_like(x, 1e-3), noises=400).mean() / 1e-6]
+    assert feature_scale(LayerView(model, "3"), batches, num_vjps=500)["3"] == pytest.approx(exact, rel=0.02)
+    assert jacobian_norms(LayerView(model, "3"), x, num_vjps=500)["3"].mean() == pytest.approx(exact, rel=0.02)
+    finite = [feature_change(LayerView(model, "3"), x, torch.full_like(x, 1e-3), noise_samples=400).mean() / 1e-6]
     assert finite[0] == pytest.approx(exact, rel=0.05)
-    with pytest.raises(ValueError, match="no images"):
-        feature_scale(model, "3", [])
+    with pytest.raises(ValueError, match="hold no image"):
+        feature_scale(LayerView(model, "3"), [])
 
 
 def test_several_layers_share_one_forward_pass_in_chunks():
     model, rows = convnet(), []
     model[0].register_forward_hook(lambda module, args, output: rows.append(len(output)))
-    column_norms(model, ["0", "3", "5"], images(5), products=2, chunk_size=2)
+    column_norms(LayerView(model, ["0", "3", "5"], 2), images(5), num_vjps=2)
     assert rows == [2, 2, 1]
 
 
 def test_no_pass_is_larger_than_the_chunk_size():
     model, rows = convnet(), []
     model[0].register_forward_hook(lambda module, args, output: rows.append(len(output)))
-    options = {"noises": 4, "chunk_size": 8, "products": 2, "steps": 2}
+    options = {"noise_samples": 4, "chunk_size": 8, "num_vjps": 2, "steps": 2}
     strict_information_discarding(model, "3", images(5), method="optimized", **options)
     assert max(rows) == 8
 
@@ -147,35 +148,35 @@ def test_a_linear_layer_of_known_weights(method):
     norms = model[0].weight.detach().double().square().sum(0)
     expected = reference.entropy(reference.sigma(norms, ALPHA * norms.sum().item()))
     sid = strict_information_discarding(
-        model, "0", x, method=method, products=4000, noises=128, steps=40, chunk_size=1024
+        model, "0", x, method=method, num_vjps=4000, noise_samples=128, steps=40, chunk_size=1024
     )
     assert (sid.entropy_map - torch.from_numpy(expected)).abs().mean() < 0.02
     torch.testing.assert_close(sid.mean, sid.entropy_map.mean(1))
     assert sid.scale == pytest.approx(norms.sum().item(), rel=0.02)
-    sharp = feature_change(model, "0", x, sid.sigma, noises=4000) / (ALPHA * sid.scale)
+    sharp = feature_change(LayerView(model, "0"), x, sid.sigma, noise_samples=4000) / (ALPHA * sid.scale)
     assert (sharp - 1).abs().max() < 0.05
 
 
 def test_uniform_sensitivity():
     model = nn.Sequential(Scaled(torch.full((1, 100, 100), 7.0)))
-    sid = strict_information_discarding(model, "0", torch.randn(1, 1, 100, 100), products=64)
+    sid = strict_information_discarding(model, "0", torch.randn(1, 1, 100, 100), num_vjps=64)
     assert sid.mean.item() == pytest.approx(UNIFORM, abs=0.005)
     assert sid.entropy_map.std().item() == pytest.approx(1 / math.sqrt(2 * 64), rel=0.1)
 
 
-@pytest.mark.parametrize("products", [2, 8, 10])
-def test_few_products_are_noisy_but_not_biased(products):
+@pytest.mark.parametrize("num_vjps", [2, 8, 10])
+def test_few_products_are_noisy_but_not_biased(num_vjps):
     """The plain logarithm of a mean of 8 squares would be 1 / 16 nats too high."""
     model, x = nn.Sequential(Scaled(torch.ones(40_000))), torch.zeros(1, 40_000)
-    options = {"products": products, "scale": 40_000.0, "max_sigma": 1e6}
+    options = {"num_vjps": num_vjps, "scale": 40_000.0, "max_sigma": 1e6}
     sid = strict_information_discarding(model, "0", x, **options)
-    assert sid.mean.item() == pytest.approx(UNIFORM, abs=0.12 if products == 2 else 0.02)
+    assert sid.mean.item() == pytest.approx(UNIFORM, abs=0.12 if num_vjps == 2 else 0.02)
 
 
 def test_the_error_is_the_spread_over_seeds():
     model, x = convnet(), images(4)
     runs = [
-        strict_information_discarding(model, "3", x, products=16, scale=50.0, seed=seed) for seed in range(0, 400, 8)
+        strict_information_discarding(model, "3", x, num_vjps=16, scale=50.0, seed=seed) for seed in range(0, 400, 8)
     ]
     spread = torch.stack([run.mean for run in runs]).std(0)
     claimed = torch.stack([run.error for run in runs]).square().mean(0).sqrt()
@@ -191,24 +192,31 @@ def test_optimisation_finds_more_entropy_at_the_same_constraint():
             return torch.cat([(20 * x[:, :1]).tanh(), 0.1 * x[:, 1:]], dim=1)
 
     model, x = nn.Sequential(Saturating()), torch.zeros(2, 8)
-    options = {"alpha": 0.05, "scale": 400.0, "max_sigma": 100.0, "noises": 64, "products": 256, "chunk_size": 512}
+    options = {
+        "alpha": 0.05,
+        "scale": 400.0,
+        "max_sigma": 100.0,
+        "noise_samples": 64,
+        "num_vjps": 256,
+        "chunk_size": 512,
+    }
     first = strict_information_discarding(model, "0", x, **options)
     best = strict_information_discarding(model, "0", x, method="optimized", steps=150, **options)
-    achieved = feature_change(model, "0", x, best.sigma, noises=8000) / 20
+    achieved = feature_change(LayerView(model, "0"), x, best.sigma, noise_samples=8000) / 20
     assert (achieved - 1).abs().max() < 0.05
     assert (best.ratio - achieved).abs().max() < 0.08
-    assert (feature_change(model, "0", x, first.sigma, noises=4000) < 0.95 * 20).all()
-    scaled = water_filling_sigma(column_norms(model, "0", x)["0"].mean(0), 1.0, 100.0)
+    assert (feature_change(LayerView(model, "0"), x, first.sigma, noise_samples=4000) < 0.95 * 20).all()
+    scaled = water_filling_sigma(column_norms(LayerView(model, "0"), x)["0"].mean(0), 1.0, 100.0)
     for _ in range(20):
-        change = feature_change(model, "0", x, scaled, noises=512)
+        change = feature_change(LayerView(model, "0"), x, scaled, noise_samples=512)
         scaled = scaled * (20.0 / change).sqrt().view(-1, 1)
     assert (best.sigma.log().mean(1) > scaled.log().mean(1) + 0.02).all()
 
 
 def test_the_optimised_sigma_meets_the_constraint_of_a_network():
     model, x = convnet(), images(3)
-    best = strict_information_discarding(model, "5", x, method="optimized", noises=64, chunk_size=512)
-    ratio = feature_change(model, "5", x, best.sigma, noises=2000, seed=9) / (ALPHA * best.scale)
+    best = strict_information_discarding(model, "5", x, method="optimized", noise_samples=64, chunk_size=512)
+    ratio = feature_change(LayerView(model, "5"), x, best.sigma, noise_samples=2000, seed=9) / (ALPHA * best.scale)
     assert (ratio - 1).abs().max() < 0.05
     assert best.error.isnan().all()
 
@@ -222,14 +230,14 @@ def test_an_entropy_of_ones_own_is_maximised():
         return (weights * features.square().mean(1).log() / 2).sum(1)
 
     start = torch.full((1, 8), 0.1)
-    sigma = optimize_sigma(model, "0", x, start, 0.08, entropy=entropy, steps=300, noises=64, chunk_size=64)
+    sigma = optimize_sigma(LayerView(model, "0", 64), x, start, 0.08, entropy=entropy, steps=300, noise_samples=64)
     share = sigma.square() / sigma.square().sum()
     torch.testing.assert_close(share, weights.unsqueeze(0) / 12, rtol=0.1, atol=0)  # p_i ~ weight_i, Lagrange
 
 
 def test_one_sigma_a_pixel():
     model, x = convnet(), images(2)
-    sid = strict_information_discarding(model, "3", x, share_channels=True, products=2000)
+    sid = strict_information_discarding(model, "3", x, share_channels=True, num_vjps=2000)
     part = copy.deepcopy(model[:4]).double()
     for result, image in zip(sid.entropy_map, x, strict=True):
         norms = reference.column_norms(part, image).sum(0)
@@ -237,7 +245,7 @@ def test_one_sigma_a_pixel():
         assert result.shape == image.shape
         assert (result - torch.from_numpy(expected)).abs().mean() < 0.03
     assert sid.sigma.shape == sid.unseen.shape == x.shape
-    best = strict_information_discarding(model, "3", x, share_channels=True, method="optimized", noises=64)
+    best = strict_information_discarding(model, "3", x, share_channels=True, method="optimized", noise_samples=64)
     assert torch.equal(best.sigma[:, 0], best.sigma[:, 1])
     assert (best.ratio - 1).abs().max() < 0.15
 
@@ -254,8 +262,8 @@ def test_scaling_a_layer_and_undoing_it_changes_gradients_but_no_entropy(factor)
         scaled[0].bias *= factor
         scaled[2].weight /= factor
     for method in ("linear", "optimized"):
-        before = strict_information_discarding(model, ["1", "3", "5"], x, method=method, products=16, steps=5)
-        after = strict_information_discarding(scaled, ["1", "3", "5"], x, method=method, products=16, steps=5)
+        before = strict_information_discarding(model, ["1", "3", "5"], x, method=method, num_vjps=16, steps=5)
+        after = strict_information_discarding(scaled, ["1", "3", "5"], x, method=method, num_vjps=16, steps=5)
         for layer in before:
             torch.testing.assert_close(after[layer].entropy_map, before[layer].entropy_map, rtol=0, atol=1e-3)
         assert after["1"].scale == pytest.approx(before["1"].scale * factor**2, rel=1e-3)
@@ -269,7 +277,7 @@ def test_network_and_random_state_are_left_as_they_were():
     x = images(2)
     kept, random_state = x.clone(), torch.get_rng_state()
     for method in ("linear", "optimized"):
-        strict_information_discarding(model, "4", x, method=method, products=2, steps=2)
+        strict_information_discarding(model, "4", x, method=method, num_vjps=2, steps=2)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == flags
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
@@ -291,7 +299,7 @@ def test_flags_are_put_back_after_an_error():
 
 @pytest.mark.parametrize("method", ["linear", "optimized"])
 def test_inside_inference_mode_and_autocast_it_is_the_same(method):
-    options = {"method": method, "products": 4, "steps": 2}
+    options = {"method": method, "num_vjps": 4, "steps": 2}
     model = convnet()
     expected = strict_information_discarding(model, "5", images(2), **options)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
@@ -304,7 +312,7 @@ def test_inside_inference_mode_and_autocast_it_is_the_same(method):
 
 def test_an_image_counts_the_same_alone_and_in_a_batch():
     model, x = convnet(), images(3)
-    options = {"scale": 20.0, "chunk_size": 1, "products": 4}
+    options = {"scale": 20.0, "chunk_size": 1, "num_vjps": 4}
     together = strict_information_discarding(model, "5", x, **options)
     alone = strict_information_discarding(model, "5", x[:1], **options)
     torch.testing.assert_close(alone.entropy_map, together.entropy_map[:1])
@@ -312,16 +320,16 @@ def test_an_image_counts_the_same_alone_and_in_a_batch():
 
 
 def test_double_precision():
-    sid = strict_information_discarding(convnet().double(), "5", images(2).double(), products=4, method="optimized")
+    sid = strict_information_discarding(convnet().double(), "5", images(2).double(), num_vjps=4, method="optimized")
     assert sid.entropy_map.dtype == torch.float64
 
 
 def test_a_layer_that_runs_twice_has_two_results():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu)
-    both = strict_information_discarding(model, ["1"], torch.randn(2, 4), products=4)
+    both = strict_information_discarding(model, ["1"], torch.randn(2, 4), num_vjps=4)
     assert list(both) == ["1", "1#1"]
-    assert strict_information_discarding(model, "1#1", torch.randn(2, 4), products=4).scale > 0
+    assert strict_information_discarding(model, "1#1", torch.randn(2, 4), num_vjps=4).scale > 0
 
 
 # What a layer does not see
@@ -352,7 +360,7 @@ def test_a_layer_without_gradient_has_forgotten_everything(connected, method):
 def test_a_dead_image_among_others():
     """ReLU of x where x is negative: nothing of the first image comes through."""
     x = torch.cat([-torch.rand(1, 6), torch.rand(1, 6)])
-    sid = strict_information_discarding(nn.Sequential(nn.ReLU()), "0", x, products=64, max_sigma=1.0)
+    sid = strict_information_discarding(nn.Sequential(nn.ReLU()), "0", x, num_vjps=64, max_sigma=1.0)
     assert sid.unseen[0].all()
     assert not sid.unseen[1].any()
     assert sid.mean[0] == pytest.approx(float(reference.entropy(1.0)))
@@ -380,14 +388,14 @@ def test_bad_images_are_named(x, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "exact"}, "unknown method 'exact'; allowed: linear, optimized"),
+        ({"method": "exact"}, "method is 'exact'; expected linear or optimized"),
         ({"alpha": 0.0}, "alpha is 0.0; expected a number > 0"),
         ({"max_sigma": -1.0}, "max_sigma is -1.0"),
-        ({"products": 0}, "products is 0"),
-        ({"noises": 1, "method": "optimized"}, "noises is 1; expected a number >= 2"),
+        ({"num_vjps": 0}, "num_vjps is 0"),
+        ({"noise_samples": 1, "method": "optimized"}, "noise_samples is 1; expected a number >= 2"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"scale": -1.0}, "scale of layer '5' is -1.0"),
-        ({"scale": 0.0}, "scale of layer '5' is 0, but its features move"),
+        ({"scale": 0.0}, "scale of layer '5' is 0; expected a number > 0"),
         ({"scale": {"3": 1.0}}, "scale has no layer '5'; it has 3"),
     ],
 )
@@ -412,7 +420,7 @@ def test_bad_features_are_named():
     with pytest.raises(ValueError, match="not finite"):
         strict_information_discarding(nn.Sequential(Scaled(torch.tensor(math.inf))), "0", images(2))
     with pytest.raises(ValueError, match="budget is 0.0"):
-        optimize_sigma(convnet(), "5", images(1), images(1).abs(), 0.0)
+        optimize_sigma(LayerView(convnet(), "5"), images(1), images(1).abs(), 0.0)
 
 
 def test_concentration_is_exported():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
+from third_party_modules import figures_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -152,7 +153,7 @@ def test_the_shape_of_the_images_comes_from_the_data_module(teacher):
         train_dataloader = val_dataloader = staticmethod(loader)
 
     decoder = module(teacher, input_shape=None)
-    with pytest.raises(ValueError, match="^there is no decoder of layer 'stem'; there are none before the training"):
+    with pytest.raises(ValueError, match="^layer is 'stem'; expected none before the training"):
         decoder.decoder("stem")
     trainer().fit(decoder, Data())
     assert decoder.decoder("stem").input_shape == SHAPE
@@ -176,7 +177,7 @@ def test_predicts_the_rebuilt_images(teacher):
 
 def test_draws_a_picture_at_the_end(teacher, tmp_path):
     trainer(logger=CSVLogger(tmp_path, name="", version="")).fit(module(teacher), loader(), loader())
-    assert (tmp_path / "figures" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+    assert (figures_of(tmp_path) / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_dry_run_draws_nothing(teacher, tmp_path, monkeypatch):
@@ -195,7 +196,7 @@ def test_a_scheduler_is_stepped_after_each_epoch(teacher):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([], "^layers is empty: name at least one layer of the teacher$"),
+        ([], r"^layers is \[\]; expected at least one layer of the teacher$"),
         (["stem", "tail"], "^Teacher has no layer 'tail'.* it has stem, stem.0"),
     ],
 )
@@ -205,17 +206,19 @@ def test_layers_that_are_not_there(teacher, layers, message):
 
 
 def test_a_layer_without_a_decoder(teacher):
-    with pytest.raises(ValueError, match=r"^there is no decoder of layer 'body.1'; there are stem, body.0, head$"):
+    with pytest.raises(ValueError, match=r"^layer is 'body.1'; expected one of stem, body.0, head$"):
         module(teacher).decoder("body.1")
 
 
 def test_images_of_another_shape(teacher):
-    with pytest.raises(ValueError, match=r"^images are \(1, 8, 8\), not input_shape = \(1, 16, 16\)$"):
+    with pytest.raises(ValueError, match=r"^images are \(1, 8, 8\); expected input_shape, \(1, 16, 16\)$"):
         trainer().fit(module(teacher.stem, ["0"], input_shape=(1, 16, 16)), loader())
 
 
 def test_no_shape_of_the_images(teacher):
-    with pytest.raises(ValueError, match=r"^the data module has no `shape` of an image: give input_shape=\(C, H, W\)$"):
+    with pytest.raises(
+        ValueError, match=r"^input_shape is None and the data module has no `shape`; expected input_shape=\(C, H, W\)$"
+    ):
         trainer().fit(module(teacher, input_shape=None), loader())
 
 

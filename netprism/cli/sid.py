@@ -1,10 +1,8 @@
-"""The command `netprism discard`: information discarding of any trained network on a folder of images."""
+"""The command `netprism sid`: strict information discarding of any trained network on a folder of images."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -18,84 +16,88 @@ from tqdm import tqdm
 from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
 from netprism.datamodules.base import ImageDataModule
 from netprism.discarding.concentration import concentration
+from netprism.discarding.constants import ALPHA, Method
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import feature_scale
-from netprism.discarding.sid import ALPHA, Discarding, Method, strict_information_discarding
+from netprism.discarding.sid import LayerDiscarding, strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.files import write_text
+from netprism.files import csv_text, write_text
 from netprism.runs.folder import display_path
 from netprism.runs.teachers import config_for, trained
 
 EPILOG = """\
 writes into --out
-  discarding.csv   image, layer, SID (nats) and its error, ratio (1: the constraint holds), unseen (share of the pixels
-                   that the layer does not see), and concentration where the objects are known
+  sid.csv          image, layer, SID (nats) and its error, ratio (1: the constraint holds), unseen (fraction of the
+                   pixels that the layer does not see), and concentration where the objects are known
   layers.png       SID, and concentration, over the layers
-  maps_000.png     images and one map for each layer, in one colour scale; eight images to a picture
+  maps_000.png     images and one map per layer, in one colour scale; eight images per picture
 
 examples
-  netprism discard --checkpoint runs/quickstart/ID/checkpoints/best.ckpt --images folder/
-  netprism discard --net resnet18 --weights DEFAULT --images folder/ --layers layer1 layer2 layer3 layer4 \\
+  netprism sid --checkpoint runs/quickstart/ID/checkpoints/best.ckpt --images folder/
+  netprism sid --net resnet18 --weights DEFAULT --images folder/ --layers layer1 layer2 layer3 layer4 \\
       --size 224 224 --mean .485 .456 .406 --std .229 .224 .225"""
 COLUMNS = ("image", "layer", "SID", "error", "ratio", "unseen", "concentration")
 TO_A_PICTURE = 8
-SCALE_PRODUCTS = 64  # vector-Jacobian products that the feature scale is made of, over all images, at least
+SCALE_VJPS = 64  # least number of vector-Jacobian products for the feature scale, over all images
 
 
-def discard(args: list[str]) -> Path:
-    """Runs `netprism discard` and returns the folder of what it wrote.
+def sid(args: list[str]) -> Path:
+    """Runs `netprism sid` and returns the folder of what it wrote.
 
     Raises:
-        argparse.ArgumentError: a wrong argument.
-        ValueError: no images, no network, no normalisation, or a layer that does not exist.
-        FileNotFoundError: no such checkpoint or table.
+        argparse.ArgumentError: An argument is wrong.
+        ValueError: There are no images, no network, no normalisation, or a layer that does not exist.
+        FileNotFoundError: There is no such checkpoint or table.
     """
     options = _parser().parse_args(args)
     net = trained(options.experiment, options.checkpoint, options.net, options.weights)
     layers = options.layers or list(getattr(net, "tap_points", ()))
     if not layers:
-        raise ValueError(f"{type(net).__name__} does not say which layers are worth looking at: name some in --layers")
+        raise ValueError(f"--layers is missing and {type(net).__name__} has no tap_points; expected layers")
     folder = _folder(options)
     rows, pictures = _measure(net, layers, folder, options)
     out = Path(options.out)
-    write_text(out / "discarding.csv", _table(rows))
+    write_text(out / "sid.csv", _table(rows))
     _draw(rows, pictures, out)
-    print(f"{len(folder)} images, {len(layers)} layers: {display_path(out)}/discarding.csv, layers.png, maps_*.png")
+    print(f"{len(folder)} images, {len(layers)} layers: {display_path(out)}/sid.csv, layers.png, maps_*.png")
     return out
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="netprism discard", description=__doc__, epilog=EPILOG, exit_on_error=False, allow_abbrev=False,
+        prog="netprism sid", description=__doc__, epilog=EPILOG, exit_on_error=False, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     network = parser.add_argument_group("network", "a checkpoint, an experiment that has been run, or --net")
-    network.add_argument("--checkpoint", help="of a run of ours, which also says size and normalisation; or state dict")
-    network.add_argument("--experiment", help="its newest finished run, or the network of --checkpoint")
+    network.add_argument("--checkpoint", help="of a netprism run, with its size and normalisation; or a state dict")
+    network.add_argument("--experiment", help="analyse its newest finished run, or the network of --checkpoint")
     network.add_argument("--net", help="one of torchvision's models")
     network.add_argument("--weights", help="torchvision's name of its weights, such as DEFAULT")
     network.add_argument("--layers", nargs="+", help="default: the network's tap_points")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, type=Path, help="a folder")
-    images.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="that the network gets")
-    images.add_argument("--mean", nargs="+", type=float, help="of each channel, of pixels from 0 to 1")
-    images.add_argument("--std", nargs="+", type=float, help="likewise")
+    images.add_argument(
+        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size of the images that the network gets"
+    )
+    images.add_argument("--mean", nargs="+", type=float, help="mean per channel, of pixels from 0 to 1")
+    images.add_argument("--std", nargs="+", type=float, help="standard deviation per channel")
     images.add_argument("--masks", type=Path, help="folder of PNGs of the same names: objects are not black")
     images.add_argument("--boxes", type=Path, help="CSV: image, left, top, right, bottom, in pixels of the files")
     measure = parser.add_argument_group("measure")
     measure.add_argument("--method", choices=get_args(Method), default="linear")
     measure.add_argument("--alpha", type=float, default=ALPHA)
-    measure.add_argument("--share_channels", action="store_true", help="one sigma a pixel, not one a channel")
-    measure.add_argument("--products", type=int, default=64, help="vector-Jacobian products an image and layer (64)")
+    measure.add_argument("--share_channels", action="store_true", help="one sigma per pixel, not per channel")
+    measure.add_argument("--num_vjps", type=int, default=64, help="vector-Jacobian products per image and layer (64)")
     measure.add_argument("--max_sigma", type=float, default=1.0, help="cap of sigma, in units of the input (1)")
     measure.add_argument("--batch_size", type=int, default=8)
     measure.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--maps", type=int, default=32, help="of how many images to draw maps (32)")
-    parser.add_argument("--out", default="discarding", help="folder (discarding)")
+    parser.add_argument("--maps", type=int, default=32, help="number of images with maps (32)")
+    parser.add_argument("--out", default="sid", help="folder (sid)")
     return parser
 
 
 def _folder(options: argparse.Namespace) -> ImageFolder:
-    """The images, at the size and normalisation given, else those of the checkpoint's run."""
+    """The images, at the given size and normalisation, otherwise at those of the checkpoint's run."""
     if options.batch_size < 1:
         raise ValueError(f"batch_size is {options.batch_size}; expected a number >= 1")
     size, mean, std = options.size, options.mean, options.std
@@ -112,12 +114,12 @@ def _data_of_run(checkpoint: str | None, experiment: str | None) -> ImageDataMod
     """The data module that a run was trained on, for its size and normalisation; nothing is read.
 
     Raises:
-        ValueError: no run is known, or its data are not ours.
+        ValueError: No run is known, or its data module is not of netprism.
     """
     try:
         config = config_for(checkpoint, experiment)
     except ValueError as error:
-        raise ValueError("it is not known what the network was trained on: give --size, --mean and --std") from error
+        raise ValueError("the data of the network are unknown; expected --size, --mean and --std") from error
     node = OmegaConf.select(OmegaConf.load(config), "data")
     if isinstance(node, str):
         node = OmegaConf.load(config.parent / node)
@@ -133,12 +135,14 @@ def _measure(
     """Rows of the table, and what the pictures show: maps are kept of those images only."""
     steps = math.ceil(len(folder) / options.batch_size)
     images = (x for _, x, _ in tqdm(folder.batches(options.batch_size), "feature scale", steps, leave=False))
-    scale = feature_scale(net, layers, images, products=math.ceil(SCALE_PRODUCTS / len(folder)), seed=options.seed)
+    scale = feature_scale(
+        LayerView(net, layers), images, num_vjps=math.ceil(SCALE_VJPS / len(folder)), seed=options.seed
+    )
     rows: list[dict[str, Any]] = []
     pictures: list[dict[str, Tensor]] = []
     for number, (names, x, masks) in enumerate(tqdm(folder.batches(options.batch_size), "SID", steps, leave=False)):
         results = strict_information_discarding(
-            net, layers, x, scale=scale, alpha=options.alpha, method=options.method, products=options.products,
+            net, layers, x, scale=scale, alpha=options.alpha, method=options.method, num_vjps=options.num_vjps,
             share_channels=options.share_channels, max_sigma=options.max_sigma, seed=options.seed + 1000 * number,
         )  # fmt: skip
         for layer, result in results.items():
@@ -148,7 +152,7 @@ def _measure(
     return rows, pictures
 
 
-def _rows(names: list[str], layer: str, result: Discarding, masks: Tensor | None) -> list[dict[str, Any]]:
+def _rows(names: list[str], layer: str, result: LayerDiscarding, masks: Tensor | None) -> list[dict[str, Any]]:
     none = torch.full_like(result.mean, torch.nan)
     columns = {
         "SID": result.mean,
@@ -163,13 +167,12 @@ def _rows(names: list[str], layer: str, result: Discarding, masks: Tensor | None
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """By image and then by layer; empty where there is no number."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in sorted(rows, key=lambda row: str(row["image"])):
-        cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-        writer.writerow({key: "" if value == "nan" else value for key, value in cells.items()})
-    return text.getvalue()
+
+    def cell(value: object) -> object:
+        return ("" if math.isnan(value) else f"{value:.6g}") if isinstance(value, float) else value
+
+    ordered = sorted(rows, key=lambda row: str(row["image"]))
+    return csv_text([{key: cell(value) for key, value in row.items()} for row in ordered], COLUMNS)
 
 
 def _draw(rows: list[dict[str, Any]], pictures: list[dict[str, Tensor]], out: Path) -> None:

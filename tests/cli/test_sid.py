@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from netprism.cli.discard import discard
 from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
+from netprism.cli.sid import sid
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import strict_information_discarding
 from netprism.nets import ResNet
@@ -36,12 +37,12 @@ def folder(tmp_path):
 
 
 def run(tmp_path, folder, *options):
-    out = discard(
+    out = sid(
         ["--checkpoint", str(tmp_path / "net.pt"), "--experiment", "classify/digits_resnet8", "--images", str(folder),
-         "--out", str(tmp_path / "out"), "--products", "4", "--batch_size", "2", *options]
+         "--out", str(tmp_path / "out"), "--num_vjps", "4", "--batch_size", "2", *options]
     )  # fmt: skip
     assert out == tmp_path / "out"
-    return list(csv.DictReader((out / "discarding.csv").read_text().splitlines()))
+    return list(csv.DictReader((out / "sid.csv").read_text().splitlines()))
 
 
 def test_the_table_has_the_numbers_of_the_function(tmp_path, network, folder):
@@ -49,9 +50,9 @@ def test_the_table_has_the_numbers_of_the_function(tmp_path, network, folder):
     assert [(row["image"], row["layer"]) for row in rows] == [(f"{n}.png", layer) for n in range(3) for layer in LAYERS]
     (_, first, _), (_, second, _) = ImageFolder(find_images(folder), (32, 32), [0.305], [0.324]).batches(2)
     assert first.shape == (2, 1, 32, 32)
-    scale = feature_scale(network, LAYERS, [first, second], products=22)
+    scale = feature_scale(LayerView(network, LAYERS), [first, second], num_vjps=22)
     for number, x in ((0, first), (1, second)):
-        expected = strict_information_discarding(network, LAYERS, x, products=4, scale=scale, seed=1000 * number)
+        expected = strict_information_discarding(network, LAYERS, x, num_vjps=4, scale=scale, seed=1000 * number)
         for i in range(len(x)):
             for layer in LAYERS:
                 (row,) = [r for r in rows if r["image"] == f"{2 * number + i}.png" and r["layer"] == layer]
@@ -63,9 +64,9 @@ def test_the_table_has_the_numbers_of_the_function(tmp_path, network, folder):
 def test_it_draws_layers_and_maps(tmp_path, network, folder):
     run(tmp_path, folder, "--layers", "layer3", "--maps", "1")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "discarding.csv",
         "layers.png",
         "maps_000.png",
+        "sid.csv",
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (tmp_path / "out").glob("*.png"))
 
@@ -123,8 +124,8 @@ def test_mistakes_are_named(tmp_path, network, folder):
         run(tmp_path, folder, "--size", "8", "8", "--mean", "0", "--std", "1", "1", "1")
     with pytest.raises(ValueError, match="batch_size is 0"):
         run(tmp_path, folder, "--batch_size", "0")
-    with pytest.raises(ValueError, match="give --size, --mean and --std"):
-        discard(["--checkpoint", "untrained", "--net", "resnet18", "--images", str(folder), "--layers", "layer1"])
+    with pytest.raises(ValueError, match="expected --size, --mean and --std"):
+        sid(["--checkpoint", "untrained", "--net", "resnet18", "--images", str(folder), "--layers", "layer1"])
     with pytest.raises(argparse.ArgumentError, match="invalid choice: 'exact'"):
         run(tmp_path, folder, "--method", "exact")
     (folder / "3.png").write_bytes(b"torn")
