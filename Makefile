@@ -34,7 +34,7 @@ experiments:
 
 ifdef EXP
 train: experiment .venv/ready
-	@$(PY) -m netprism fit --config $(EXP) $(ARGS)
+	@$(PY) -m netprism fit --config "$$EXP" $(ARGS)
 else
 train: experiments
 endif
@@ -43,21 +43,21 @@ SLURM := $(foreach option,NODES GPUS TASKS CPUS TIME PARTITION SIGNAL,$(if $($(o
 
 ifdef EXP
 slurm: experiment .venv/ready
-	@$(PY) -m netprism slurm --config $(EXP) $(SLURM) $(if $(DRY),--dry-run) $(ARGS)
+	@$(PY) -m netprism slurm --config "$$EXP" $(SLURM) $(if $(DRY),--dry-run) $(ARGS)
 else
 slurm: experiments
 endif
 
 experiment:
-	@test -f configs/experiment/$(EXP).yaml || test -f $(EXP) || \
-	  { echo "no experiment $(EXP); there are"; $(LIST); exit 2; } >&2
+	@test -f "configs/experiment/$$EXP.yaml" || test -f "$$EXP" || \
+	  { echo "no experiment $$EXP; there are"; $(LIST); exit 2; } >&2
 
 resume: run .venv/ready
-	@NETPRISM_RUN=$(RUN) $(PY) -m netprism fit --config $(RUN)/config.yaml --ckpt_path last $(ARGS)
+	@NETPRISM_RUN="$$RUN" $(PY) -m netprism fit --config "$$RUN/config.yaml" --ckpt_path last $(ARGS)
 
 run:
-	@test -f $(RUN)/config.yaml || \
-	  { echo "no run '$(RUN)'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
+	@test -f "$$RUN/config.yaml" || \
+	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
 test test-slurm check: export OMP_NUM_THREADS ?= 1

@@ -136,6 +136,21 @@ def test_resume_of_no_run_lists_the_runs(checkout, args):
     assert not asked(checkout)
 
 
+@pytest.mark.parametrize(("target", "option"), [("train", "EXP"), ("slurm", "EXP"), ("resume", "RUN")])
+def test_a_name_is_not_run_by_the_shell(checkout, target, option):
+    done = make(checkout, target, f"{option}=a b; touch harm; $(touch harm)")
+    assert done.returncode == 2
+    assert "a b; touch harm" in done.stderr
+    assert not (checkout / "harm").exists()
+
+
+def test_a_run_may_be_in_a_folder_with_a_blank(checkout):
+    (checkout / "a b").mkdir()
+    (checkout / "a b" / "config.yaml").touch()
+    assert make(checkout, "resume", "RUN=a b").returncode == 0
+    assert "fit --config a b/config.yaml --ckpt_path last" in (checkout / "record").read_text()
+
+
 def test_tests_run_on_one_thread_each(checkout):
     make(checkout, "test")
     assert (checkout / "record.environment").read_text().split() == ["1"]

@@ -9,6 +9,7 @@ https://arxiv.org/abs/1906.04109.
 from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.decoder import Decoder
+from netprism.discarding.layer_view import LayerView
 from netprism.discarding.reconstruction import ReconstructionUncertainty, reconstruction_uncertainty
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import LayerDiscarding, strict_information_discarding
@@ -20,6 +21,7 @@ __all__ = [  # in reading order
     "box_mask",
     "class_activation_map",
     "concentration",
+    "LayerView",
     "feature_scale",
     "grad_cam",
     "gradient_map",

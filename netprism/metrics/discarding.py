@@ -36,11 +36,12 @@ class DiscardingMetric(Metric):
     images: Tensor
     contrast: Tensor
     masked: Tensor
+    with_masks: Tensor
 
     def __init__(self, layers: Sequence[str], quantity: str = "SID", **options: Any) -> None:
         super().__init__(**options)
         self.layers, self.quantity = list(layers), quantity
-        for state in ("entropy", "images", "contrast", "masked"):
+        for state in ("entropy", "images", "contrast", "masked", "with_masks"):
             zeros = torch.zeros(len(self.layers), dtype=torch.float64)
             self.add_state(state, default=zeros, dist_reduce_fx="sum")
 
@@ -59,12 +60,16 @@ class DiscardingMetric(Metric):
                 each = concentration(entropy, masks)
                 self.contrast[i] += each.nansum()
                 self.masked[i] += each.isfinite().sum()
+                self.with_masks[i] += len(entropy)
 
     def compute(self) -> dict[str, Tensor]:
-        """The means in nats: `<quantity>/<layer>`, and `concentration/<layer>` where there were masks."""
+        """The means in nats: `<quantity>/<layer>`, and `concentration/<layer>` where there were masks.
+
+        It is NaN where no mask has both object and background.
+        """
         means = self.entropy / self.images
         values = {f"{self.quantity}/{layer}": mean for layer, mean in zip(self.layers, means, strict=True)}
-        if self.masked.any():
+        if self.with_masks.any():
             contrasts = zip(self.layers, self.contrast / self.masked, strict=True)
             values |= {f"concentration/{layer}": value for layer, value in contrasts}
         return values

@@ -2,7 +2,6 @@ import pytest
 import torch
 from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.loggers import CSVLogger
-from third_party_modules import figures_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -177,7 +176,7 @@ def test_predicts_the_rebuilt_images(teacher):
 
 def test_draws_a_picture_at_the_end(teacher, tmp_path):
     trainer(logger=CSVLogger(tmp_path, name="", version="")).fit(module(teacher), loader(), loader())
-    assert (figures_of(tmp_path) / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "figures" / "reconstruction.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_dry_run_draws_nothing(teacher, tmp_path, monkeypatch):
