@@ -130,7 +130,7 @@ def main():
     first, sid = seconds(lambda: ours("optimized"))
     taken, theirs = seconds(lambda: published(net, options.layer, x, scale, options.steps))
     second, _ = seconds(lambda: ours("optimized"))
-    ratio = feature_change(net, options.layer, x, sid.sigma, noise_samples=2000, seed=7) / (ALPHA * scale)
+    ratio = feature_change(LayerView(net, options.layer), x, sid.sigma, noise_samples=2000, seed=7) / (ALPHA * scale)
     print(f"published {taken:.1f} s, optimized {first:.1f} and {second:.1f} s, ratio {taken / max(first, second):.1f}")
     for name, sigma in (("published", theirs), ("optimized", sid.sigma), ("linear", ours("linear").sigma)):
         print(f"{name}: mean entropy {at_the_constraint(net, options.layer, x, sigma, scale):.4f} nats")

@@ -104,7 +104,7 @@ def measured_every_epoch(images_to_train_on, epochs, components):
     train, test = images(5000, seed=0), images(2000, seed=1)
     monitors = [
         GatingEntropy(train_data=train, test_data=test),
-        InformationDiscarding(data=test),
+        InformationDiscarding(test_data=test),
         KnowledgePoints(["layer1", "layer2", "layer3"], every_n_epochs=1, train_data=train),
     ]
     if components:

@@ -36,13 +36,15 @@ from netprism.lightning_modules import (
 from netprism.nets import ResNet
 
 MONITORS = {
-    "GatingEntropy, 1000 images": lambda **data: GatingEntropy(1000, **data),
-    "InformationDiscarding": lambda train_data, **_: InformationDiscarding(data=train_data, batch_size=4),
+    "GatingEntropy, 1000 images": lambda **data: GatingEntropy(num_images=1000, **data),
+    "InformationDiscarding": lambda train_data, **_: InformationDiscarding(
+        split="train", train_data=train_data, batch_size=4
+    ),
     "KnowledgePoints, 200 images": lambda train_data, **_: KnowledgePoints(
         ["layer1", "layer2", "layer3"], images_per_class=20, batch_size=32, train_data=train_data
     ),
     "FeatureComponents, 512 images, 20 steps": lambda **data: FeatureComponents(
-        "layer3", (4, 7), samples=512, steps=20, **data
+        "layer3", (4, 7), num_images=512, steps=20, **data
     ),
 }
 

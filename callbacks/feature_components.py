@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -103,13 +104,16 @@ class FeatureComponents(Monitor):
             self.distiller.load_state_dict(None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been measured, and the nets that the next measurement starts from."""
-        return {**super().state_dict(), "nets": self.distiller.state_dict()}
+        """What has been measured, what the figures show, and the nets that the next measurement starts from."""
+        found = {split: asdict(components) for split, components in self.found.items()}
+        return {**super().state_dict(), "nets": self.distiller.state_dict(), "found": found, "maps": self.maps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a run was stopped."""
         super().load_state_dict(state_dict)
         self.distiller.load_state_dict(state_dict["nets"])
+        self.found = {split: Components(**values) for split, values in state_dict["found"].items()}
+        self.maps = state_dict["maps"]
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above, for the training images and then for the test images."""

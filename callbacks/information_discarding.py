@@ -91,6 +91,7 @@ before the layer reacts | nat | to log max_sigma + C | |
             raise ValueError(f"method is {method!r}; expected {' or '.join(get_args(Method))}")
         super().__init__(name, num_images=max(num_images, num_scale_images), batch_size=batch_size, **options)
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
+        self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
         self.measuring: dict[str, Any] = {
             "alpha": alpha, "method": method, "num_vjps": num_vjps, "max_sigma": max_sigma
@@ -121,9 +122,9 @@ before the layer reacts | nat | to log max_sigma + C | |
         layers = getattr(view.network, "tap_points", None) if self.layers is None else self.layers
         if not layers:
             raise ValueError(f"{self.name}: layers is {self.layers}; expected layers of {type(view.network).__name__}")
-        if isinstance(self.decoders, str):
-            self.decoders = load_decoders(read_training(self.decoders))
-        for layer in self.decoders or ():
+        if isinstance(self.decoders, str) and not self._decoders:
+            self._decoders = {**load_decoders(read_training(self.decoders))}
+        for layer in self._decoders:
             if layer not in layers:
                 raise ValueError(f"{self.name}: a decoder is of layer {layer!r}; expected one of {', '.join(layers)}")
         return list(layers)
@@ -139,7 +140,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         x, options = batch.inputs[: self.num_measured - batch.number * self.batch_size], self.measuring
         options = options | {"seed": self.seed + _SEEDS * batch.number, "relative_to": view.network}
         found = {"x": x}
-        mask = self.masks(batch.raw, tuple(x.shape[2:])) if x.dim() == 4 else None  # type: ignore[arg-type]
+        mask = self.masks(batch.raw, tuple(x.shape[2:])) if x.dim() == 4 else None
         if mask is not None:
             found["mask"] = mask[: len(x)]
         with buffers_kept(view.pl_module):
@@ -153,7 +154,7 @@ before the layer reacts | nat | to log max_sigma + C | |
                 **options,
             )
             found |= {f"SID/{layer}": result.entropy_map for layer, result in results.items()}
-            for layer, decoder in dict(self.decoders or {}).items():
+            for layer, decoder in self._decoders.items():
                 given = view.model, layer, decoder.to(x.device), x
                 found[f"RU/{layer}"] = (
                     reconstruction_uncertainty(*given, scale=scale[layer], **options).entropy_map

@@ -130,14 +130,18 @@ class KnowledgePoints(Monitor):
             self.publish(trainer, lambda folder: figures.draw(*drawn, folder, self.name))
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been measured, and the projections to start from."""
+        """What has been measured, what the figures show, and the projections to start from."""
         state = self.projection.state_dict() if self.projection else self._state
-        return {**super().state_dict(), "projection": {k: v.cpu() for k, v in state.items()}, "frames": self.frames}
+        drawn = {"frames": self.frames, "images": self.images}
+        last = {layer: (grid, dict(vars(found))) for layer, (grid, found) in self.last.items()}
+        return super().state_dict() | drawn | {"last": last, "projection": {k: v.cpu() for k, v in state.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a run was stopped."""
         super().load_state_dict(state_dict)
         self.projection, self._state, self.frames = None, state_dict["projection"], state_dict["frames"]
+        self.images = state_dict["images"]
+        self.last = {layer: (grid, KnowledgePointCounts(**v)) for layer, (grid, v) in state_dict["last"].items()}
 
     def _make(self, view: View, features: NetworkFeatures) -> EpochProjection:
         steps = 2 if view.is_dry_run else self.steps

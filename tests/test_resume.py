@@ -118,7 +118,8 @@ def fit(analysis, folder, interrupt=None, data=None, ckpt_path=None, seed=0, **o
     module, callbacks = ANALYSES[analysis]()
     settings = {
         "max_epochs": 2, "limit_val_batches": 1, "accelerator": "cpu", "devices": 1,
-        "logger": ResumableCSVLogger(folder), "log_every_n_steps": 1, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
+        "logger": ResumableCSVLogger(folder), "log_every_n_steps": 1, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0,
     }  # fmt: skip
     trainer = pl.Trainer(callbacks=[ExactResume(), *callbacks, interrupt or Interrupt()], **(settings | options))
     data = (data or DATA)()
@@ -216,7 +217,7 @@ def test_other_processes_or_batches_are_told(tmp_path, caplog):
     checkpoint[ExactResume.KEY] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
     assert fit("draws", tmp_path, ckpt_path=tmp_path / "two.ckpt") is not None
-    assert "the checkpoint is of 2 processes, here there are 1: the random state starts anew" in caplog.text
+    assert "the checkpoint is of 2 processes, here there are 1: the random state is not restored" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_curves(tmp_path):

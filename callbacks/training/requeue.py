@@ -36,6 +36,11 @@ class Requeue(pl.Callback):
     optimiser has stepped and no validation is due, at the latest for the next epoch's beginning: a signal within a
     validation or a monitor is obeyed after it, so give long ones time (`make slurm ... SIGNAL=600`).
 
+    Lightning's own requeue saves within the signal handler, which hangs with several ranks:
+    https://github.com/Lightning-AI/pytorch-lightning/issues/21406. The pull request
+    https://github.com/Lightning-AI/pytorch-lightning/pull/21407 does what this callback does, which can be
+    removed once that is released.
+
     Args:
         path: Path of the checkpoint; None: `last.ckpt` in the folder of the trainer's first ModelCheckpoint.
         every_n_batches: The ranks agree after every n-th batch, which sums one number over them and, on a GPU, waits

@@ -17,11 +17,11 @@ from netprism.discarding.sid import LayerDiscarding, strict_information_discardi
 __all__ = [  # in reading order
     "Decoder",
     "LayerDiscarding",
+    "LayerView",
     "ReconstructionUncertainty",
     "box_mask",
     "class_activation_map",
     "concentration",
-    "LayerView",
     "feature_scale",
     "grad_cam",
     "gradient_map",

@@ -1,13 +1,15 @@
 """The laws of a monitor: it measures, and training does not notice."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 import torchvision
-from third_party_modules import Net, Stranger, fit, images, loaders
+from small_monitors import MONITORS, Module
+from third_party_modules import Net, Stranger, figures_of, fit, images, loaders
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -307,3 +309,20 @@ def test_nested_loaders_and_a_trainer_without_validation(tmp_path):
         trainer.fit(Nested(), {"a": train, "b": DataLoader(images(), 4)})
     assert "gates/entropy" in trainer.callback_metrics
     assert not any(key.startswith("gates/test/") for key in trainer.callback_metrics)
+
+
+# -- figures of a run that was killed after its last checkpoint
+
+
+@pytest.mark.filterwarnings("ignore:.*has one region, the whole image")
+@pytest.mark.parametrize("kind", MONITORS)
+def test_a_checkpoint_has_all_that_the_figures_show(kind, tmp_path):
+    monitor, again = MONITORS[kind](), MONITORS[kind]()
+    trainer = fit(Module(), monitor, folder=tmp_path, max_epochs=1)
+    drawn = sorted(path.name for path in figures_of(tmp_path).iterdir())
+    assert drawn
+    torch.save(monitor.state_dict(), tmp_path / "state.pt")
+    shutil.rmtree(figures_of(tmp_path))
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    again.draw(trainer)
+    assert sorted(path.name for path in figures_of(tmp_path).iterdir()) == drawn

@@ -105,7 +105,7 @@ def test_two_processes_test_each_image_once(recorder):
 
 
 def test_too_few_test_images_for_the_processes_are_told(recorder):
-    with pytest.raises(Exception, match="there are 11 test images: too few for 12 processes, one each"):
+    with pytest.raises(Exception, match="there are 11 test images; expected at least one for each of 12 processes"):
         trainer(devices=12, strategy="ddp_fork").test(recorder, Numbered(), verbose=False)
 
 
@@ -183,7 +183,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_alone():
 
 
 def test_wrong_split_names_the_right_ones():
-    with pytest.raises(ValueError, match=r"^split is 'val', not one of 'train', 'test'$"):
+    with pytest.raises(ValueError, match=r"^split is 'val'; expected 'train' or 'test'$"):
         Numbered().monitor_dataset("val")
 
 
@@ -199,12 +199,12 @@ def test_wrong_split_names_the_right_ones():
     ],
 )
 def test_impossible_numbers_are_named(argument, value, least):
-    with pytest.raises(ValueError, match=f"^{argument} is {value}: it must be at least {least}$"):
+    with pytest.raises(ValueError, match=f"^{argument} is {value}; expected a number >= {least}$"):
         Numbered(**{argument: value})
 
 
 def test_more_samples_than_there_are():
-    with pytest.raises(ValueError, match=r"^train_samples is 38, but there are 37 training images$"):
+    with pytest.raises(ValueError, match=r"^train_samples is 38; expected at most 37, the number of training images$"):
         Numbered(train_samples=38).setup("fit")
 
 

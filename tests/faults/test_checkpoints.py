@@ -11,11 +11,10 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import XLACheckpointIO
 from small_runs import EXPERIMENT, SMALL, UNMONITORED, environment_of_a_desk, said, train
 
-from netprism.callbacks import InformationDiscarding
-from netprism.lightning_modules import Classifier
-from netprism.nets import MLP, ResNet
+from netprism.discarding.decoder import load_decoders
+from netprism.nets import MLP
 from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
-from netprism.runs.checkpoints import of_another_model, read_checkpoint
+from netprism.runs.checkpoints import of_another_model, read_checkpoint, read_training
 from netprism.runs.teachers import trained
 
 pytestmark = [
@@ -70,8 +69,7 @@ MALICIOUS = {
 
 def decoders_of(path):
     """As InformationDiscarding loads them."""
-    monitor = InformationDiscarding(decoders=path)
-    return monitor._decoders(Classifier(ResNet(8)))
+    return load_decoders(read_training(path))
 
 
 def change(path, position):

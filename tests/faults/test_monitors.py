@@ -202,7 +202,7 @@ class Poison(pl.Callback):
             pl_module.model.conv.weight.data.copy_(self.healthy)
 
 
-LAYERS = {"gates": ":relu#0", "discarding": "model.conv", "knowledge": "conv", "components": "conv"}
+LAYERS = {"gates": ":relu#0", "discarding": "conv", "knowledge": "conv", "components": "conv"}
 
 
 @pytest.fixture

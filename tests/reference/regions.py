@@ -1,4 +1,4 @@
-"""Paper D's regional measures in their plainest form: one pair of samples after another, float64, gradients by autograd."""
+"""Paper D's regional measures in their plainest form: one pair of samples at a time, float64, autograd."""
 
 import math
 
