@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -192,13 +193,13 @@ class Monitor(pl.Callback):
 
 
 def check_at_least(**options: tuple[float, float]) -> None:
-    """Refuses options below their least value.
+    """Refuses options below their least value, and NaN and infinity.
 
     Raises:
-        ValueError: Names the first option that is too small.
+        ValueError: Names the first such option.
     """
     for option, (value, least) in options.items():
-        if value < least:
+        if not least <= value < math.inf:
             raise ValueError(f"{option} is {value}; expected a number >= {least}")
 
 

@@ -40,13 +40,9 @@ class ComplexityPenalty(pl.Callback):
     With `prior_only` there is no gap and no acceptance. At the end of the training, `penalty_curves.png` is drawn into
     `<log_dir>/figures`. Each `fit` starts with new energy models and an empty history, unless it has a checkpoint.
 
-    Gates count in modules with parameters, among them the LightningModule's own `forward`. Each call of such a module
-    from `training_step` is a forward pass, and a layer that several passes call (two views of an image) is penalised
-    on all of them. Gates in `training_step` itself or in a loss function, such as a hinge, count only if `layers` names
-    them: `training_step:relu#0`. What runs without gradients (a teacher) does not count.
-
-    Works on one rank or many, with mixed precision, gradient accumulation (every micro-batch is penalised) and
-    clipping. Compiled modules run eagerly in the penalised steps.
+    Gates count in modules with parameters, called from `training_step` with gradients; those in `training_step` itself
+    or in a loss function count only if `layers` names them, `training_step:relu#0`. See docs/complexity_loss.md,
+    also on accumulated, compiled, checkpointed and distributed trainings.
 
     Args:
         weight: Weight of the complexity, >= 0; the paper tries 1e-5 to 1e-2. It is not scaled with every_n_steps.
@@ -69,9 +65,7 @@ class ComplexityPenalty(pl.Callback):
         losses: tuple[str, str] = ("train/loss", "val/loss"),
         **options: Any,
     ) -> None:
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight is {weight}; expected a number >= 0")
-        check_at_least(every_n_steps=(every_n_steps, 1), warmup_steps=(warmup_steps, 0))
+        check_at_least(weight=(weight, 0), every_n_steps=(every_n_steps, 1), warmup_steps=(warmup_steps, 0))
         self.weight, self.layers, self.losses = weight, layers, losses
         self.every_n_steps, self.warmup_steps, self.options = every_n_steps, warmup_steps, options
         self.loss = ComplexityLoss(nn.Identity(), layers, **options)  # refuses wrong options; setup makes the real one

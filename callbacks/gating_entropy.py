@@ -17,7 +17,7 @@ from netprism.callbacks._view import View
 from netprism.distributed import run_on_all_ranks
 from netprism.figures import gating_entropy as figures
 from netprism.gates.calls import check_kinds
-from netprism.gates.entropy import Bandwidth, GateComplexity, check_bandwidth
+from netprism.gates.entropy import Bandwidth, check_bandwidth
 from netprism.gates.record import record_gates
 from netprism.metrics import TransformationComplexity
 
@@ -92,12 +92,13 @@ class GatingEntropy(Monitor):
         for split, infix in _INFIX.items():
             if (data := self.choose_data(view, split)) is None:
                 continue
-            complexity = self._complexity(view, data, split)
+            complexity = run_on_all_ranks(partial(self._record, view, data, split)).complexity()
             information = complexity.joint_entropy
             if self._samples_at_random(view, data):
                 with view.sampling():
                     # The same layers: train mode may have more, such as an auxiliary head.
-                    complexity = self._complexity(view, data, split, only=list(complexity.entropy))
+                    only = list(complexity.entropy)
+                    complexity = run_on_all_ranks(partial(self._record, view, data, split, only)).complexity()
             found = complexity.quantities() | {"input_information": information}
             values |= {infix + key: value for key, value in found.items()}
             if split == "train":
@@ -126,17 +127,8 @@ class GatingEntropy(Monitor):
             self.stochastic = False
         return draws
 
-    def _complexity(
-        self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None
-    ) -> GateComplexity:
-        """Every rank records its own batches, and computes on those of all."""
-        metric = run_on_all_ranks(partial(self._record, view, data, split, only))
-        metric.compute()
-        assert metric.result is not None
-        return metric.result
-
     def _record(
-        self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None
+        self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None
     ) -> TransformationComplexity:
         """The metric with the gates and labels of this rank's batches."""
         labels: list[Tensor] = []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from netprism.callbacks._image_masks import masks_of
+from netprism.callbacks._entropy_maps import draw_maps, masks_of, mean_values
 from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import Split
 from netprism.callbacks._view import Batch, View, buffers_kept
@@ -22,7 +21,6 @@ from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sensitivity import jacobian_norms
 from netprism.discarding.sid import strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.metrics.discarding import DiscardingMetric
 from netprism.runs.checkpoints import read_training
 
 _SEEDS = 1000  # distance of the seeds of two batches: the functions count on from theirs
@@ -51,8 +49,8 @@ before the layer reacts | nat | to log max_sigma + C | |
         num_images: Number of measured images, equally many per class as far as possible.
         decoders: {layer: decoder of its features}, or the checkpoint of an `InputDecoder` of this very network; RU is
             meaningful only while the network is the one for which the decoders were trained.
-        masks: Function from a batch and (H, W) to the objects, bool `(N, 1, H, W)`, or None; by default
-        :func:`masks_of`. method: "linear" or "optimized", see `netprism.discarding.strict_information_discarding`.
+        masks: Function from a batch and (H, W) to the objects, bool `(N, 1, H, W)`, or None; by default `masks_of`.
+        method: "linear" or "optimized", see `netprism.discarding.strict_information_discarding`.
         alpha: How far the features may move, as a fraction of their scale.
         share_channels: One sigma per pixel, not one per pixel and channel.
         num_vjps: Number of vector-Jacobian products per image and layer. The standard error of a single H_i is
@@ -107,16 +105,13 @@ before the layer reacts | nat | to log max_sigma + C | |
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
         maps = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
         if self.num_shown > 0:
-            self.publish(view.trainer, partial(self._draw_maps, maps), kind="maps", epoch=epoch)
-        return _means(maps)
+            self.publish(view.trainer, partial(draw_maps, maps, self.name, self.num_shown), kind="maps", epoch=epoch)
+        return mean_values(maps)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the curves into the run's folder and to W&B."""
-        name = f"{self.name}_curves.png"
         if self.history:
-            self.publish(
-                trainer, lambda folder: [path for path in [figures.curves(self.history, folder / name)] if path]
-            )
+            self.publish(trainer, lambda folder: figures.draw(self.history, folder, self.name))
 
     def _layers(self, view: View) -> list[str]:
         layers = getattr(view.network, "tap_points", None) if self.layers is None else self.layers
@@ -144,15 +139,8 @@ before the layer reacts | nat | to log max_sigma + C | |
         if mask is not None:
             found["mask"] = mask[: len(x)]
         with buffers_kept(view.pl_module):
-            results = strict_information_discarding(
-                view.model,
-                list(scale),
-                x,
-                scale=scale,
-                share_channels=self.share_channels,
-                measure_ratio=False,
-                **options,
-            )
+            sid_options = options | {"share_channels": self.share_channels, "measure_ratio": False}
+            results = strict_information_discarding(view.model, list(scale), x, scale=scale, **sid_options)
             found |= {f"SID/{layer}": result.entropy_map for layer, result in results.items()}
             for layer, decoder in self._decoders.items():
                 given = view.model, layer, decoder.to(x.device), x
@@ -162,28 +150,3 @@ before the layer reacts | nat | to log max_sigma + C | |
                     else torch.full_like(x, torch.nan)  # no image reaches the layer: no reason to end a training
                 )
         return found
-
-    def _draw_maps(self, maps: dict[str, Tensor], folder: Path) -> list[Path]:
-        """A picture per quantity, where there are images."""
-        paths = []
-        for quantity in ("SID", "RU"):
-            chosen = _of(maps, quantity)
-            if chosen and maps["x"].dim() == 4:
-                path = folder / f"{self.name}_{quantity}.png"
-                paths.append(figures.maps(maps["x"], chosen, path, f"{quantity}, nats", self.num_shown))
-        return paths
-
-
-def _of(maps: dict[str, Tensor], quantity: str) -> dict[str, Tensor]:
-    return {key.partition("/")[2]: value for key, value in maps.items() if key.startswith(f"{quantity}/")}
-
-
-def _means(maps: dict[str, Tensor]) -> dict[str, float]:
-    """The logged quantities; each rank has the maps of all."""
-    values: dict[str, float] = {}
-    for quantity, masks in (("SID", maps.get("mask")), ("RU", None)):
-        if chosen := _of(maps, quantity):
-            metric = DiscardingMetric(list(chosen), quantity, sync_on_compute=False)
-            metric.update(chosen, masks)
-            values |= {key: float(value) for key, value in metric.compute().items()}
-    return values

@@ -109,9 +109,9 @@ class KnowledgePoints(Monitor):
             g = projection.fit_samples(features).float()
         except ValueError as error:  # the network has collapsed; it has no knowledge points, and may recover
             rank_zero_warn(f"{self.name}: no categories in epoch {epoch} ({error})")
-            counts = {"points": 0.0, "reliable": 0.0, "ratio": math.nan}
-            values = {f"{key}/{layer}": value for key, value in counts.items() for layer in self.layers}
-            return {"strength_uncertainty_corr": math.nan, **values}
+            none = {"points": 0.0, "reliable": 0.0, "ratio": math.nan}
+            counts = {f"{key}/{layer}": value for key, value in none.items() for layer in self.layers}
+            return {"strength_uncertainty_corr": math.nan, **counts}
         h = {layer: projection.fit_regions(layer, features)[0] for layer in view.progress(self.layers, "layers")}
         found = projection.count(features, labels)
         self.images = first_images(view, data, figures.IMAGES)
@@ -119,9 +119,8 @@ class KnowledgePoints(Monitor):
         frame = figures.frame(epoch, h, labels, projection.samples.directions.float(), categories)
         self.frames = figures.with_frame(self.frames, frame)
         correlation = strength_correlation(g.norm(dim=1), output_entropy(soft_targets(features.logits)))
-        metric = KnowledgePointMetric(self.layers).to(view.device)
-        values = {key: float(value) for key, value in metric(found).items()}  # no sum: each rank has all images
-        return {"strength_uncertainty_corr": correlation, **values}
+        counts = KnowledgePointMetric(self.layers).to(view.device)(found)  # no sum: each rank has all images
+        return {"strength_uncertainty_corr": correlation} | {key: float(value) for key, value in counts.items()}
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures into the run's folder and to W&B."""

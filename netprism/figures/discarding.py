@@ -18,20 +18,20 @@ from netprism.figures._common import History, epoch_axis, panels, save
 
 _QUANTITIES = ("SID", "RU", "concentration")
 _CELL = 96  # pixels of an image in the grid
-_GAP = 4  # pixels between two
+_GAP = 4  # pixels between two images
 
 
 def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str = "H, nats", rows: int = 8) -> Path:
-    """Draws a line for each image: the image, then the map of each layer, all maps in one colour scale.
+    """Draws one row per image: the image, then the map of each layer. All maps share one colour scale.
 
-    The grid is put together as one picture: a panel for each map would take a second to draw, in every epoch.
+    The grid is assembled as one picture: one panel per map would take a second to draw, in every epoch.
 
     Args:
-        images: `(N, C, H, W)`; three channels in colour, else their mean in grey.
-        entropies: {layer: `(N, C, H, W)`}; means over channels are shown.
-        path: a PNG; its folder is made.
-        label: of the colour scale.
-        rows: how many images at most.
+        images: Shape `(N, C, H, W)`; three channels are shown in colour, any other number by their mean in grey.
+        entropies: {layer: entropy maps `(N, C, H, W)`}; means over channels are shown.
+        path: Path of the PNG; its folder is created.
+        label: Label of the colour scale.
+        rows: Largest number of images.
     """
     means = {layer: values[:rows].float().mean(1).cpu().numpy() for layer, values in entropies.items()}
     scale = _common_scale(list(means.values()))
@@ -54,11 +54,11 @@ def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str
 
 
 def curves(history: History, path: Path) -> Path | None:
-    """Draws each quantity over the epochs, one line a layer; None where there is but one epoch.
+    """Draws each quantity over the epochs, one line per layer. Returns None where there is only one epoch.
 
     Args:
-        history: rows with `epoch` and keys `<quantity>/<layer>`.
-        path: a PNG; its folder is made.
+        history: Rows with `epoch` and keys `<quantity>/<layer>`.
+        path: Path of the PNG; its folder is created.
     """
     found = [quantity for quantity in _QUANTITIES if any(key.startswith(f"{quantity}/") for key in history[-1])]
     if len(history) < 2 or not found:
@@ -76,13 +76,19 @@ def curves(history: History, path: Path) -> Path | None:
     return save(figure, path)
 
 
+def draw(history: History, folder: Path, name: str) -> list[Path]:
+    """Draws `<name>_curves.png` into a folder; nothing where there is only one epoch."""
+    path = curves(history, folder / f"{name}_curves.png")
+    return [] if path is None else [path]
+
+
 def over_layers(series: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
-    """Draws quantities over the layers, in order; not made to rise or fall.
+    """Draws quantities over the layers, in their order, as measured: the curve may rise and fall.
 
     Args:
-        series: {what is on the y axis: {layer: the values of single images}}; their mean is drawn, and a band of one
-            standard deviation where there are several.
-        path: a PNG; its folder is made.
+        series: {label of the y axis: {layer: values of single images}}. The mean is drawn, with a band of one standard
+            deviation where there are several images.
+        path: Path of the PNG; its folder is created.
     """
     figure = Figure(figsize=(4.5 * len(series), 3.4), layout="constrained")
     for axes, (title, layers) in zip(panels(figure, 1, len(series), len(series)), series.items(), strict=True):
@@ -104,13 +110,13 @@ def _line(axes: Axes, layers: Mapping[str, Sequence[float]]) -> None:
 
 
 def _common_scale(values: Sequence[NDArray[np.float32]]) -> Normalize:
-    """From the 1st to the 99th percentile of all maps: a few units at the cap would else take most of the scale."""
+    """From the 1st to the 99th percentile of all maps; otherwise a few units at the cap take most of the scale."""
     low, high = np.percentile(np.concatenate([v.ravel() for v in values]), [1, 99])
     return Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
 
 
 def _pictures(images: Tensor) -> NDArray[np.float32]:
-    """`(N, H, W, 3)`, each from 0 to 1: what the network gets is normalised, and how is not known here."""
+    """`(N, H, W, 3)`, each scaled to 0 ... 1, since the normalization of the network's input is not known here."""
     x = images.detach().float().cpu()
     x = x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     low, high = x.flatten(1).amin(1).view(-1, 1, 1, 1), x.flatten(1).amax(1).view(-1, 1, 1, 1)

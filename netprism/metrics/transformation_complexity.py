@@ -27,9 +27,6 @@ class TransformationComplexity(Metric):
         seed: Seed of the independent gates that TC compares with.
         options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
 
-    Attributes:
-        result: What the last `compute` found, as `GateComplexity`.
-
     Example:
         >>> metric = TransformationComplexity()
         >>> metric.update({"relu": torch.tensor([[True, False], [True, True]])}, labels=torch.tensor([0, 1]))
@@ -55,7 +52,6 @@ class TransformationComplexity(Metric):
         super().__init__(**options)
         self.bandwidth, self.alpha, self.total_correlation, self.seed = bandwidth, alpha, total_correlation, seed
         self.layers: dict[str, PackedGates] = {}  # without samples: shapes, and what precedes the gates
-        self.result: GateComplexity | None = None
         # One state for all layers: their bytes side by side, so that a gather is one message.
         self.add_state("bits", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
@@ -91,6 +87,11 @@ class TransformationComplexity(Metric):
         super().reset()
         self.layers = {}
 
+    def complexity(self) -> GateComplexity:
+        """The entropies over all samples of all ranks with the activation rates; every rank has to call it."""
+        self.compute()
+        return self._result
+
     def compute(self) -> dict[str, Tensor]:
         """The entropies over all samples in bits, the same on every rank; names as in `GateComplexity.quantities`."""
         bits = dim_zero_cat(self.bits)
@@ -100,7 +101,7 @@ class TransformationComplexity(Metric):
             name: PackedGates(part, layer.shape, layer.preceded_by)
             for (name, layer), part in zip(self.layers.items(), bits.split(widths, dim=1), strict=True)
         }
-        self.result = transformation_complexity(
+        self._result = transformation_complexity(
             gates,
             labels,
             bandwidth=self.bandwidth,
@@ -108,4 +109,4 @@ class TransformationComplexity(Metric):
             total_correlation=self.total_correlation,
             seed=self.seed,
         )
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.result.quantities().items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._result.quantities().items()}

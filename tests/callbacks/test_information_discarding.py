@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from netprism.callbacks import InformationDiscarding
-from netprism.callbacks._image_masks import masks_of
+from netprism.callbacks._entropy_maps import masks_of
 from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import strict_information_discarding

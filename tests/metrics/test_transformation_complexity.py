@@ -32,7 +32,7 @@ def test_batches_give_what_the_function_gives(samples, packed):
         metric.update(batch, labels[index])
     found, expected = metric.compute(), transformation_complexity(gates, labels)
     assert {name: value.item() for name, value in found.items()} == expected.quantities()
-    result = metric.result
+    result = metric.complexity()
     assert result.entropy == expected.entropy
     assert result.suffix_entropy == expected.suffix_entropy
     assert result.class_information == expected.class_information
@@ -71,7 +71,7 @@ def test_after_a_reset_other_layers_may_come(samples):
     metric.reset()
     metric.update({"other": torch.eye(3, dtype=torch.bool)}, [0, 1, 1])
     assert "entropy/other" in metric.compute()
-    assert list(metric.result.entropy) == ["other"]
+    assert list(metric.complexity().entropy) == ["other"]
 
 
 def test_state_is_one_bit_a_gate(samples):
@@ -98,8 +98,7 @@ def gather(rank, folder):
     metric = TransformationComplexity()
     for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
         metric.update(rows(gates, index), labels[index])
-    metric.compute()
-    torch.save(torch.tensor(scalars(metric.result), dtype=torch.float64), f"{folder}/{rank}.pt")
+    torch.save(torch.tensor(scalars(metric.complexity()), dtype=torch.float64), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
