@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import pytorch_lightning as pl
 import torch
@@ -137,8 +137,18 @@ class Monitor(pl.Callback):
         if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
             self.on_train_end(trainer, pl_module)
 
+    @overload
+    def choose_data(self, view: View, split: Literal["train"]) -> MonitorData: ...
+
+    @overload
+    def choose_data(self, view: View, split: Split) -> MonitorData | None: ...
+
     def choose_data(self, view: View, split: Split) -> MonitorData | None:
-        """The samples to look at, the same ones in every epoch; fewer in a dry run. See `monitor_data`."""
+        """The samples to look at, the same ones in every epoch; fewer in a dry run; None where there is no test set.
+
+        Raises:
+            ValueError: There are no training images, see `monitor_data`.
+        """
         if self._data.get(split) is None:  # validation may begin late
             wanted = min(self.num_images, DRY_RUN_SAMPLES) if view.is_dry_run else self.num_images
             data = monitor_data(view.trainer, split, wanted, self.batch_size, self.seed, self._given[split])

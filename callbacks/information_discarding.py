@@ -98,7 +98,6 @@ before the layer reacts | nat | to log max_sigma + C | |
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""
         data = self.choose_data(view, self.split) or self.choose_data(view, "train")
-        assert data is not None  # choose_data raises where there are no training images
         layers = self._layers(view)
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}

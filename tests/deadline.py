@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def deadline(seconds: int = 60) -> Iterator[None]:
-    """Raises TimeoutError after so many seconds, and leaves no process behind."""
+    """Raises TimeoutError after the given number of seconds, and leaves no process behind."""
 
     def give_up(number, frame):
         raise TimeoutError(f"still running after {seconds} s")

@@ -10,16 +10,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from netprism.cli.config_teachers import teachers_in
 from netprism.runs.folder import display_path, finished_runs, runs_root
-
-TEACHER = "netprism.runs.teachers.trained"
 
 TEMPLATE = """\
 #!/bin/bash
@@ -28,7 +27,7 @@ TEMPLATE = """\
 #SBATCH --ntasks-per-node={tasks}
 {asked}\
 #SBATCH --output={log}
-# So many seconds before its end the job is told: it saves, and goes back into the queue, with its log.
+# Slurm signals the job this many seconds before its end: it saves, and is requeued with its log.
 #SBATCH --signal=SIGUSR1@{signal}
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -125,26 +124,28 @@ def submit(job: Job, config: Path, experiments: dict[str, Path], dry_run: bool) 
 
 
 def missing_teachers(config: Path, experiments: dict[str, Path]) -> list[str]:
-    """The experiments whose networks a config looks into and that have no finished run; what comes first, first."""
+    """The experiments whose networks a config looks into and that have no finished run, each after those it needs."""
     found: dict[str, None] = {}
-    for name in _teachers(OmegaConf.to_container(OmegaConf.load(config)), config.resolve().parent):
+    for options in teachers_in(_composed(config)):
+        name = options["experiment"]
         if not finished_runs(name) and name in experiments:
             found |= dict.fromkeys([*missing_teachers(experiments[name], experiments), name])
     return list(found)
 
 
-def _teachers(node: Any, folder: Path) -> Iterator[str]:  # noqa: ANN401 - a part of a config
-    """The experiments named by all `trained` in a config and in the files it is composed of."""
-    if isinstance(node, str) and node.endswith(".yaml") and (folder / node).is_file():
-        part = (folder / node).resolve()
-        yield from _teachers(OmegaConf.to_container(OmegaConf.load(part)), part.parent)
-    if isinstance(node, dict) and node.get("class_path") == TEACHER:
-        options = node.get("init_args") or {}
-        if options.get("experiment") and not options.get("checkpoint"):
-            yield options["experiment"]
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for part in parts:
-        yield from _teachers(part, folder)
+def _composed(config: Path) -> Any:  # noqa: ANN401 - what a YAML file holds
+    """A config with the files it names in place of their names."""
+
+    def filled(node: Any) -> Any:  # noqa: ANN401
+        if isinstance(node, dict):
+            return {key: filled(part) for key, part in node.items()}
+        if isinstance(node, list):
+            return [filled(part) for part in node]
+        is_file = isinstance(node, str) and node.endswith(".yaml") and (folder / node).is_file()
+        return _composed(folder / node) if is_file else node
+
+    folder = config.resolve().parent
+    return filled(OmegaConf.to_container(OmegaConf.load(config)))
 
 
 def _data_of(args: Sequence[str]) -> tuple[str, ...]:

@@ -8,15 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
+from netprism.cli.config_teachers import teachers_in
 from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
 from netprism.runs.teachers import UNTRAINED, checkpoint_of
-
-FACTORY = "netprism.runs.teachers.trained"
 
 
 def resolve_teachers(config: Namespace, may_train: bool) -> None:
@@ -32,7 +30,7 @@ def resolve_teachers(config: Namespace, may_train: bool) -> None:
         FileNotFoundError: One is missing and not to be trained here.
         ValueError: Its training failed.
     """
-    for options in _named_by_experiment(config):
+    for options in teachers_in(config):
         experiment = options["experiment"]
         if not finished_runs(experiment) and config["trainer"]["fast_dev_run"]:
             rank_zero_info(f"{experiment} is not trained yet: this dry run uses it untrained")
@@ -41,19 +39,6 @@ def resolve_teachers(config: Namespace, may_train: bool) -> None:
         if may_train and not _is_one_of_many():
             train_once(experiment, config)
         options["checkpoint"] = display_path(checkpoint_of(experiment))
-
-
-def _named_by_experiment(node: Any) -> Iterator[Any]:  # noqa: ANN401 - a part of a config
-    """The arguments of all `trained` in a config that do not say which run of an experiment is meant."""
-    if isinstance(node, list):
-        for part in node:
-            yield from _named_by_experiment(part)
-    elif isinstance(node, dict | Namespace):
-        options = node.get("init_args") if node.get("class_path") == FACTORY else None
-        if options is not None and options.get("experiment") and options.get("checkpoint") is None:
-            yield options
-        for part in vars(node).values() if isinstance(node, Namespace) else node.values():
-            yield from _named_by_experiment(part)
 
 
 def train_once(experiment: str, config: Namespace) -> None:

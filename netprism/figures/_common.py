@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+from torch import Tensor
 
 from netprism.files import whole_file
 
@@ -44,3 +48,24 @@ def epoch_axis(axes: Axes) -> None:
 def epoch_name(epoch: int) -> str:
     """Returns the label of an epoch; the one before training is the start."""
     return "start" if epoch < 0 else str(epoch)
+
+
+def as_picture(image: Tensor, low: float | None = None, high: float | None = None) -> NDArray[np.float32]:
+    """Returns an image `(C, H, W)` as a picture `(H, W, 3)` between 0 and 1.
+
+    Args:
+        image: What the network gets; three channels are shown in colour, any other number by their mean in grey.
+        low: The value shown in black; None for the smallest one, since the normalization of the input is not known.
+        high: The value shown in white; None for the largest one.
+    """
+    values = image.detach().float().cpu()
+    values = values if len(values) == 3 else values.mean(0, keepdim=True).expand(3, -1, -1)
+    black = values.min().item() if low is None else low
+    white = values.max().item() if high is None else high
+    picture: NDArray[np.float32] = ((values - black) / max(white - black, 1e-12)).clamp(0, 1).permute(1, 2, 0).numpy()
+    return picture
+
+
+def rising_colors(count: int) -> list[tuple[float, ...]]:
+    """Returns colours for layers or orders in sequence: the first is dark, the last is bright."""
+    return [tuple(colormaps["viridis"](0.9 * i / max(count - 1, 1))) for i in range(count)]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netprism.components.measures import Components, overfitting
-from netprism.figures._common import History, epoch_axis, panels, save
+from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save
 from netprism.files import write_table, write_text
 
 _CURVES = (
@@ -63,7 +63,7 @@ def draw(
 
 
 def tabulate(found: Mapping[str, Components], folder: Path, name: str) -> list[Path]:
-    """Writes all numbers: `<name>.json` by split, and `<name>.csv` with a row for each split and order.
+    """Writes all numbers: `<name>.json` by split, and `<name>.csv` with one row per split and order.
 
     Args:
         found: Components of "train", "test" or both.
@@ -86,7 +86,7 @@ def curves(history: History) -> Figure:
     shown = [(key, label) for key, label in _CURVES if any(k.startswith(f"{key}/") for k in history[-1])]
     orders = [key.partition("/")[2] for key in history[-1] if key.startswith("significance/")]
     figure = Figure(figsize=(9, 3.2 * -(-len(shown) // 2)), layout="constrained")
-    colors = _colors(len(orders))
+    colors = rising_colors(len(orders))
     for axes, (key, label) in zip(panels(figure, -(-len(shown) // 2), 2, len(shown)), shown, strict=True):
         for order, color in zip(orders, colors, strict=True):
             for prefix, style in (("", "-"), ("test/", "--")):
@@ -136,7 +136,13 @@ def channel_maps(
             parts = phi.diff(dim=0, prepend=torch.zeros_like(phi[:1]))
             limit = float(torch.stack([f, *phi, *parts]).abs().max().clamp_min(1e-12))
             blank = torch.ones_like(f)[None].expand(3, -1, -1)
-            rows.append([_grey(image), _coloured(f, limit), *(_coloured(one, limit) for one in phi)])
+            rows.append(
+                [
+                    torch.from_numpy(as_picture(image)).permute(2, 0, 1),
+                    _coloured(f, limit),
+                    *(_coloured(one, limit) for one in phi),
+                ]
+            )
             rows.append([blank, blank, *(_coloured(one, limit) for one in parts)])
             names += [f"channel {channel}: Φ", "c"]
     # One picture of all tiles: with an axes per tile it took 7 s.
@@ -170,16 +176,6 @@ def _bars(axes: Axes, orders: Sequence[int], series: Mapping[str, Sequence[float
     axes.set_xlabel("order l")
     axes.axhline(0, color="0.3", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colors(count: int) -> list[Any]:
-    return list(colormaps["viridis"](np.linspace(0, 0.9, count)))
-
-
-def _grey(image: Tensor) -> Tensor:
-    """An image (C, H, W) as (3, H, W) between 0 and 1."""
-    scaled = (image - image.min()) / (image.max() - image.min()).clamp_min(1e-12)
-    return scaled if len(image) == 3 else scaled.mean(0, keepdim=True).expand(3, -1, -1)
 
 
 def _coloured(values: Tensor, limit: float) -> Tensor:

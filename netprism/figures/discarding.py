@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netprism.figures._common import History, epoch_axis, panels, save
+from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save
 
 _QUANTITIES = ("SID", "RU", "concentration")
 _CELL = 96  # pixels of an image in the grid
@@ -35,7 +35,10 @@ def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str
     """
     means = {layer: values[:rows].float().mean(1).cpu().numpy() for layer, values in entropies.items()}
     scale = _common_scale(list(means.values()))
-    columns = [_pictures(images[:rows]), *(colormaps["viridis"](scale(values))[..., :3] for values in means.values())]
+    columns = [
+        [as_picture(image) for image in images[:rows]],
+        *(colormaps["viridis"](scale(values))[..., :3] for values in means.values()),
+    ]
     grid = np.stack([np.stack([_cell(picture) for picture in column]) for column in columns], axis=1)
     height, width = grid.shape[2:4]
     picture = grid.swapaxes(1, 2).reshape(len(grid) * height, len(columns) * width, 3)
@@ -67,7 +70,7 @@ def curves(history: History, path: Path) -> Path | None:
     epochs = [row["epoch"] for row in history]
     for axes, quantity in zip(panels(figure, 1, len(found), len(found)), found, strict=True):
         names = [key for key in history[-1] if key.startswith(f"{quantity}/")]
-        for name, colour in zip(names, _colours(len(names)), strict=True):
+        for name, colour in zip(names, rising_colors(len(names)), strict=True):
             values = [row.get(name, np.nan) for row in history]
             axes.plot(epochs, values, marker=".", color=colour, label=name.partition("/")[2])
         axes.set_ylabel(f"{quantity}, nats")
@@ -115,22 +118,8 @@ def _common_scale(values: Sequence[NDArray[np.float32]]) -> Normalize:
     return Normalize(float(low), float(max(high, low + 1e-6)), clip=True)
 
 
-def _pictures(images: Tensor) -> NDArray[np.float32]:
-    """`(N, H, W, 3)`, each scaled to 0 ... 1, since the normalization of the network's input is not known here."""
-    x = images.detach().float().cpu()
-    x = x if x.shape[1] == 3 else x.mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    low, high = x.flatten(1).amin(1).view(-1, 1, 1, 1), x.flatten(1).amax(1).view(-1, 1, 1, 1)
-    pictures: NDArray[np.float32] = ((x - low) / (high - low).clamp(min=1e-6)).permute(0, 2, 3, 1).numpy()
-    return pictures
-
-
 def _cell(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """Enlarged by whole factors, and framed in white."""
     factor = max(1, _CELL // picture.shape[0])
     large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     return np.pad(large, ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=1.0)
-
-
-def _colours(count: int) -> list[tuple[float, ...]]:
-    """Early layers dark, late ones bright."""
-    return [tuple(colormaps["viridis"](0.9 * i / max(count - 1, 1))) for i in range(count)]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
+from netprism.figures._common import History, as_picture, epoch_axis, epoch_name, panels, save
 from netprism.figures.projection import Scatter, film, page
 from netprism.knowledge.points import KnowledgePointCounts
 
@@ -125,7 +125,7 @@ def outlines(images: Tensor, last: Mapping[str, tuple[tuple[int, int], Knowledge
     for row, (layer, (sides, found)) in enumerate(last.items()):
         for column in range(count):
             axes = grid[row * count + column]
-            axes.imshow(_displayed(images[column]), cmap="gray")
+            axes.imshow(as_picture(images[column]))
             for mask, colour in ((found.mask & ~found.reliable, "tab:red"), (found.reliable, "tab:green")):
                 _outline(axes, mask[column].view(sides).cpu(), images.shape[2:], colour)
             axes.set(xticks=[], yticks=[])
@@ -200,13 +200,6 @@ def _outline(axes: Axes, mask: Tensor, size: Sequence[int], colour: str) -> None
     height, width = size[0] / rows, size[1] / columns
     edges = [[(c * width - 0.5, r * height - 0.5) for c, r in edge] for edge in boundary(mask)]
     axes.add_collection(LineCollection(edges, colors=colour, linewidths=1.2))
-
-
-def _displayed(image: Tensor) -> Any:  # noqa: ANN401 - what imshow takes
-    """An image with its smallest value dark and its largest bright, in colour where it has three channels."""
-    low, high = image.aminmax()
-    scaled = (image - low) / (high - low).clamp(min=1e-12)
-    return scaled.permute(1, 2, 0).numpy() if len(image) == 3 else scaled.mean(dim=0).numpy()
 
 
 def _scatter(frame: Frame, layer: str) -> Scatter:

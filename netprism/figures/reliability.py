@@ -6,15 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from torch import Tensor
 
 from netprism.components.reliable_variance import Reliability
-from netprism.figures._common import History, epoch_axis, save
+from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save
 from netprism.files import write_table, write_text
 
 
@@ -62,7 +59,7 @@ def curves(history: History, orders: Sequence[int]) -> Figure:
     """Draws the reliability of each order over the epochs in which the nets learn."""
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
     axes = figure.subplots()
-    for order, color in zip(orders, _colors(len(orders)), strict=True):
+    for order, color in zip(orders, rising_colors(len(orders)), strict=True):
         points = [(row["epoch"], row[f"reliability/{order}"]) for row in history]
         axes.plot(*zip(*points, strict=True), "o-", markersize=3, color=color, label=f"order {order}")
     axes.set_ylabel("reliable fraction of Var Φ(l)")
@@ -77,7 +74,7 @@ def rounds(found: Reliability) -> Figure:
     """Draws what is left of an order's variance after each round trip, and what the orders' components consist of."""
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for order, values, color in zip(found.orders, found.by_round, _colors(len(found.orders)), strict=True):
+    for order, values, color in zip(found.orders, found.by_round, rising_colors(len(found.orders)), strict=True):
         left.plot(values, "o-", markersize=3, color=color, label=f"order {order}")
     left.set_xlabel("round trips r")
     left.set_ylabel("Var g(ψ_r) / Var Φ(l)")
@@ -121,7 +118,7 @@ def parts(
         reach = float((maps[0] - middle).abs().max()) or 1.0
         for phi, part in zip(approximations, reliable, strict=True):
             maps += [phi[n, channel], part[n, channel], phi[n, channel] - part[n, channel] + middle]
-        row[0].imshow(_picture(images[n]), cmap="gray", vmin=0, vmax=1)
+        row[0].imshow(as_picture(images[n]))
         for axes, values in zip(row[1:], maps, strict=True):
             axes.imshow(values.cpu().numpy(), cmap="RdBu_r", vmin=middle - reach, vmax=middle + reach)
     for axes, title in zip(grid[0], titles, strict=True):
@@ -130,15 +127,3 @@ def parts(
         axes.set_xticks([])
         axes.set_yticks([])
     return figure
-
-
-def _picture(image: Tensor) -> NDArray[np.float32]:
-    """An image (C, H, W) in grey, or in colours where it has three channels, from 0 to 1."""
-    values = image.movedim(0, -1) if len(image) == 3 else image.mean(dim=0)
-    low, high = values.min(), values.max()
-    scaled: NDArray[np.float32] = ((values - low) / (high - low).clamp_min(1e-12)).float().cpu().numpy()
-    return scaled
-
-
-def _colors(count: int) -> list[tuple[float, ...]]:
-    return [colormaps["viridis"](0.85 * i / max(1, count - 1)) for i in range(count)]

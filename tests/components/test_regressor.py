@@ -8,7 +8,7 @@ import pytest
 from netprism.components.regressor import component_ratios, cross_validate, fit_plane
 from netprism.figures.regressor import regression_plane
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "published_cifar10_components.csv"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published_cifar10_components.csv"
 
 
 def row(order, feature=2.0, reliable=1.0, unreliable=0.5):
