@@ -31,6 +31,14 @@ FAULTS = [
     "two runs started in the same second",
     "read-only run folder",
     "data set half downloaded",
+    "kill -9 after a best epoch",
+    "kill -9 after the last checkpoint",
+    "a resume that fails",
+    "resume of a run without `last.ckpt`",
+    "the launching process is killed",
+    "forked or spawned",
+    "a run folder with",
+    "a checkpoint plugin",
 ]
 
 
