@@ -43,7 +43,7 @@ def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str
     height, width = grid.shape[2:4]
     picture = grid.swapaxes(1, 2).reshape(len(grid) * height, len(columns) * width, 3)
     inches = 0.9 * len(columns), 0.9 * len(grid) * height / width
-    figure = Figure(figsize=(inches[0] + 0.9, inches[1] + 0.3))  # laid out by hand: twice as fast
+    figure = Figure(figsize=(inches[0] + 1.1, inches[1] + 0.3))  # laid out by hand: twice as fast
     whole = figure.get_size_inches()
     axes = figure.add_axes((0, 0, inches[0] / whole[0], inches[1] / whole[1]))
     axes.imshow(picture, aspect="auto")
