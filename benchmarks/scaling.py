@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
 Monitors: a measurement of ResNet-20 on 32x32x3 images, smaller than by default so that the table is done in minutes.
-Analyses: an epoch with its validation on digits. One thread a process, gloo. Bytes: what all ranks together hand to
+Analyses: an epoch with its validation on digits. One thread per process, gloo. Bytes: what all ranks together hand to
 collectives within it, gathers of objects included, a broadcast counted at its root; what DDP itself sends (gradients,
 BatchNorm buffers) goes past Python and is not among them. Memory: how far the peak of rank 0 lies above what it had at
 the start of the fit.
@@ -165,7 +165,7 @@ def train(make, samples, batch_size, processes, folder):
 
 
 def main():
-    print(f"torch {torch.__version__}, one thread a process\n")
+    print(f"torch {torch.__version__}, one thread per process\n")
     print("| | processes | wall s | CPU s, all ranks | bytes | MiB on rank 0 |\n| --- | --- | --- | --- | --- | --- |")
     for name, make in MONITORS.items():
         rows(name, lambda processes, folder, make=make: measure(make, processes, folder))

@@ -104,7 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
             and those of `monitor_dataset` are never varied.
         num_workers: Number of processes that read images; 0 reads them in the training process, enough for images in
             memory.
-        seed: Seed of the subset and of the order of the training images.
+        seed: Seed of the subset and of the sequence of the training images.
         download: Fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
             fetch the files before the run.
 
@@ -180,7 +180,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._dataset(split)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """The training images, in an order that depends on nothing but `seed` and the epoch."""
+        """The training images, in a sequence that depends on nothing but `seed` and the epoch."""
         dataset = self._dataset("train", augment=self.augment)
         sampler = EpochSampler(dataset, self.seed, *self._processes_and_rank())
         return ResumableLoader(dataset, sampler, self.batch_size, **self._loading())
@@ -226,8 +226,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(
                 f"train_samples is {self.train_samples}; expected at most {size}, the number of training images"
             )
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
-        return order[: self.train_samples].sort().values
+        permutation = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
+        return permutation[: self.train_samples].sort().values
 
     def _processes_and_rank(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

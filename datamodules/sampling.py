@@ -25,12 +25,13 @@ class SeededIndex(int):
 
 
 class EpochSampler(DistributedSampler[int]):
-    """A new order of all samples in every epoch that depends on nothing but `seed` and the epoch.
+    """A new permutation of all samples in every epoch that depends on nothing but `seed` and the epoch.
 
-    The global random state is neither read nor changed, so an interrupted run finds the orders of an uninterrupted one.
-    Process r of W takes the positions r, r + W, ... of the order, starting again from its front until all have equally
-    many: together they take the batches that one process with W times the batch size would. Each index is a
-    `SeededIndex` whose seed belongs to seed, epoch and position: the same for any number of processes and of workers.
+    The global random state is neither read nor changed, so an interrupted run finds the permutations of an
+    uninterrupted one. Process r of W takes the positions r, r + W, ... of the permutation, starting again from its
+    front until all have equally many: together they take the batches that one process with W times the batch size
+    would. Each index is a `SeededIndex` whose seed belongs to seed, epoch and position: the same for any number of
+    processes and of workers.
 
     Lightning calls `set_epoch`. In a loop that never does, each pass is the next epoch.
 
@@ -59,10 +60,10 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         # SeedSequence mixes the two numbers: with their sum, epoch 1 of seed 0 would be epoch 0 of seed 1.
         mixed, *seeds = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1 + self.size).tolist()
-        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
+        permutation = torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
         first, self.start = self.rank + self.start * self.num_replicas, 0
         self.epoch += 1
-        return islice(cycle(map(SeededIndex.of, order, seeds)), first, self.total_size, self.num_replicas)
+        return islice(cycle(map(SeededIndex.of, permutation, seeds)), first, self.total_size, self.num_replicas)
 
 
 class ResumableLoader(DataLoader[T]):
@@ -79,17 +80,17 @@ class ResumableLoader(DataLoader[T]):
 
     def __init__(self, dataset: Dataset[T], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
         super().__init__(dataset, batch_size, sampler=sampler, **options)
-        self._order = sampler
+        self._sampler = sampler
         self._taken = {"epoch": 0, "batches": 0}
         self._resumed: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch returns an iterator class of its own
         # A generator: it looks at the sampler at the first batch. Lightning makes iterators before it sets the epoch.
-        epoch = self._order.epoch
+        epoch = self._sampler.epoch
         done = self._resumed.get("batches", 0) if self._resumed.get("epoch") == epoch else 0
         self._resumed = {}
         self._taken = {"epoch": epoch, "batches": done}
-        self._order.start = done * cast(int, self.batch_size)
+        self._sampler.start = done * cast(int, self.batch_size)
         for batch in super().__iter__():
             self._taken["batches"] += 1
             yield batch
@@ -114,4 +115,4 @@ class ResumableLoader(DataLoader[T]):
         self._resumed = state_dict
 
     def _cut(self) -> dict[str, int]:
-        return {"processes": self._order.num_replicas, "batch_size": cast(int, self.batch_size)}
+        return {"processes": self._sampler.num_replicas, "batch_size": cast(int, self.batch_size)}

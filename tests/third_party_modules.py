@@ -26,6 +26,14 @@ class Net(nn.Module):
         return {"logits": self.fc2(x)}
 
 
+class NaNOnRank1(Net):
+    """A network that fails on one rank, where a monitor looks at it."""
+
+    def forward(self, x):
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        return super().forward(x * float("nan") if rank == 1 and not self.training else x)
+
+
 class Stranger(pl.LightningModule):
     def __init__(self, net=None, learning_rate=0.05):
         super().__init__()

@@ -22,7 +22,7 @@ class RunSummary(Callback):
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Print how to continue a training that was stopped with Ctrl-C."""
+        """Prints how to continue a training that was stopped with Ctrl-C."""
         curves = next((logger for logger in trainer.loggers if isinstance(logger, ResumableCSVLogger)), None)
         if isinstance(exception, KeyboardInterrupt) and curves is not None and trainer.is_global_zero:
             curves.save()
@@ -44,7 +44,7 @@ class RunSummary(Callback):
 
 
 def epochs(curves: ResumableCSVLogger) -> Epochs:
-    """Return {epoch: {key: value}} of everything logged so far; -1 is before the first step."""
+    """Returns {epoch: {key: value}} of everything logged so far; -1 is before the first step."""
     found: Epochs = {}
     for (epoch, _), row in curves.rows.items():
         if epoch is not None:
@@ -54,7 +54,7 @@ def epochs(curves: ResumableCSVLogger) -> Epochs:
 
 
 def table(found: Epochs) -> list[str]:
-    """Return the lines of the table: a line a key, of many those of the whole network; before, first and last epoch."""
+    """Returns the lines: per key the untrained value, the first and the last epoch; of many keys only summaries."""
     trained = [epoch for epoch in found if epoch >= 0]
     shown_epochs = dict.fromkeys([epoch for epoch in found if epoch < 0] + trained[:1] + trained[-1:])
     logged = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if not key.endswith("_step"))
@@ -69,12 +69,12 @@ def table(found: Epochs) -> list[str]:
 
 
 def is_summary(key: str) -> bool:
-    """Tell whether a key is of a whole network and epoch: `gates/test/entropy` is, `gates/entropy/layer1` is not."""
+    """Returns whether a key is of a whole network and epoch: `gates/test/entropy` is, `gates/entropy/layer1` is not."""
     return key.replace("/test/", "/").count("/") <= 1 and not key.endswith("_step")
 
 
 def places(trainer: Trainer, curves: ResumableCSVLogger) -> list[str]:
-    """Return the lines that say where the curves, the checkpoints and the figures are."""
+    """Returns the lines that say where the curves, the checkpoints and the figures are."""
     folder = curves.path.parent
     lines = [f"curves       {display_path(curves.path)}"]
     lines += [
@@ -91,7 +91,7 @@ def places(trainer: Trainer, curves: ResumableCSVLogger) -> list[str]:
 
 
 def wandb_lines(logger: OfflineFallbackWandbLogger) -> list[str]:
-    """Return where the W&B run is, and for an offline one the commands that show and upload it."""
+    """Returns where the W&B run is, and for an offline one the commands that show and upload it."""
     if not logger.where or logger.where.startswith("http"):
         return [f"W&B          {logger.where or 'off'}"]
     command, folder = display_path(Path(sys.executable).with_name("wandb")), Path(logger.where).parent

@@ -23,12 +23,12 @@ class ImageFolder:
     """Images of a folder, stretched to one size and normalised.
 
     Args:
-        paths: of the images, see :func:`find_images`.
-        size: height and width for the network.
-        mean: of each channel, of pixels in [0, 1]; one makes the images grey, three leave them their colour.
+        paths: Paths of the images, see :func:`find_images`.
+        size: Height and width for the network.
+        mean: Mean per channel of pixels in [0, 1]; one number makes the images grey, three leave them their colour.
         std: Standard deviation per channel.
-        masks: folder with a PNG for each image, of the same stem: the object where it is not black.
-        boxes: {name of a file: left, top, right, bottom in pixels of that file}, see :func:`read_boxes`.
+        masks: Folder with one PNG per image, of the same stem; what is not black is the object.
+        boxes: Table {name of a file: left, top, right, bottom in pixels of that file}, see :func:`read_boxes`.
     """
 
     paths: list[Path]
@@ -64,10 +64,10 @@ class ImageFolder:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The images of a folder by name, not those of folders in it.
+    """Returns the images of a folder, sorted by name, without those of folders in it.
 
     Raises:
-        ValueError: there are none.
+        ValueError: There are none.
     """
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not found:
@@ -76,11 +76,11 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def read_boxes(table: Path) -> dict[str, list[float]]:
-    """A CSV with the columns image, left, top, right, bottom: one box an image, in pixels of the file.
+    """Reads a CSV with the columns image, left, top, right, bottom: one box per image, in pixels of the file.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: other columns, or what is no number.
+        FileNotFoundError: There is no such file.
+        ValueError: The columns are others, or a value is no number.
     """
     if not table.is_file():
         raise FileNotFoundError(f"no table of boxes {table}")

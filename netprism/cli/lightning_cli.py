@@ -53,7 +53,7 @@ DEFAULTS = Path(__file__).parents[1] / "configs" / "trainer" / "default.yaml"
 
 
 def is_no_advert(record: logging.LogRecord) -> bool:
-    """Return whether a log line is about the run: Lightning's advertisement of LitLogger is dropped."""
+    """Returns whether a log line is about the run: Lightning's advertisement of LitLogger is dropped."""
     return "litlogger" not in record.getMessage()
 
 
@@ -68,7 +68,7 @@ class SaveRun(SaveConfigCallback):
     """Writes `config.yaml` and `git.txt` of a training; nothing for the other commands."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write both, on rank 0; in `config.yaml` the folder is a variable, so that it can be run again elsewhere."""
+        """Writes both, on rank 0; in `config.yaml` the folder is a variable, so that it can be run again elsewhere."""
         if stage != "fit":
             return
         folder = os.environ[RUN]
@@ -104,7 +104,7 @@ class NetprismCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every training has; their arguments are in `configs/trainer/default.yaml`."""
+        """Adds the callbacks that every training has; their arguments are in `configs/trainer/default.yaml`."""
         # Two, because Lightning's save_last follows save_top_k: "last" would be as old as the best epoch. The best one
         # comes first: "last" then holds its score, and a resumed run knows which epoch was the best.
         parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
@@ -112,7 +112,7 @@ class NetprismCLI(LightningCLI):
         parser.add_lightning_class_args(RunSummary, "summary")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the arguments; a wrong one ends in one line that names it and, where there is one, what was meant.
+        """Parses the arguments; a wrong one ends in one line that names it and, where there is one, what was meant.
 
         Raises:
             argparse.ArgumentError: With that line.
@@ -162,11 +162,11 @@ class NetprismCLI(LightningCLI):
 
     @rank_zero_only
     def before_fit(self) -> None:
-        """Make the run folder, before W&B or a long download begins; a dry run has none.
+        """Makes the run folder, before W&B or a long download begins; a dry run has none.
 
         Raises:
-            OSError: If it cannot be written.
-            FileExistsError: If it has the curves of an older run that this one does not continue, or another process
+            OSError: It cannot be written.
+            FileExistsError: It has the curves of an older run that this one does not continue, or another process
                 is at work in it.
         """
         config, folder = self.config["fit"], Path(os.environ[RUN])
@@ -184,7 +184,7 @@ class NetprismCLI(LightningCLI):
         """Mark the run as finished: its checkpoints may be looked into by other experiments.
 
         Raises:
-            OSError: If a checkpoint is missing or older than it should be, because the disk was full.
+            OSError: A checkpoint is missing or older than it should be, because the disk was full.
         """
         saves = self.trainer.strategy.checkpoint_io
         if isinstance(saves, SafeCheckpointIO) and saves.unsaved:

@@ -56,7 +56,7 @@ class UsageError(Exception):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command line.
+    """Runs the command line.
 
     Raises:
         SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, each with one line.
@@ -103,20 +103,20 @@ def _exit(code: int, error: Exception) -> None:
 
 
 def listing() -> str:
-    """Return one line for each experiment: its name and the first line of its file."""
+    """Returns one line for each experiment: its name and the first line of its file."""
     firsts = {name: path.open(encoding="utf-8").readline().strip("# \n") for name, path in experiments().items()}
     width = max(map(len, firsts))
     return "\n".join(f"  {name:{width}}  {first}" for name, first in firsts.items())
 
 
 def experiments() -> dict[str, Path]:
-    """Return the experiments that come with netprism, by name."""
+    """Returns the experiments that come with netprism, by name."""
     files = sorted(EXPERIMENTS.rglob("*.yaml"), key=lambda file: (len(file.relative_to(EXPERIMENTS).parts), file))
     return {file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in files}
 
 
 def run(command: str, args: list[str]) -> NetprismCLI:
-    """Find the configs, choose the run folder, and hand over to Lightning.
+    """Finds the configs, chooses the run folder, and hands over to Lightning.
 
     Only `--config` and `--ckpt_path` are parsed here: they determine the folder, which the configs refer to.
 
@@ -145,7 +145,7 @@ def run(command: str, args: list[str]) -> NetprismCLI:
 
 
 def to_slurm(args: list[str]) -> None:
-    """Submit a training to Slurm; unknown options are passed on to `netprism fit`."""
+    """Submits a training to Slurm; unknown options are passed on to `netprism fit`."""
     from netprism.cli.slurm import Job, parser, submit
 
     options, rest = parser().parse_known_args(args)
@@ -157,10 +157,10 @@ def to_slurm(args: list[str]) -> None:
 
 
 def find_config(name: str) -> Path:
-    """Return the file `name`, or the experiment of that name.
+    """Returns the file `name`, or the experiment of that name.
 
     Raises:
-        UsageError: If there is neither, with the names that are close and the list.
+        UsageError: There is neither; names those that are close, and all.
     """
     if Path(name).is_file():
         return Path(name)
@@ -173,7 +173,7 @@ def find_config(name: str) -> Path:
 
 
 def experiment_of(config: Path) -> str:
-    """Return the experiment that a config belongs to: its own name, or that of the run whose config.yaml it is."""
+    """Returns the experiment that a config belongs to: its own name, or that of the run whose config.yaml it is."""
     full, shipped, runs = config.resolve(), EXPERIMENTS.resolve(), runs_root().resolve()
     if full.is_relative_to(shipped):
         return full.relative_to(shipped).with_suffix("").as_posix()
@@ -197,7 +197,7 @@ def die_with_launcher() -> None:
 
 @contextmanager
 def environment(key: str, value: str) -> Iterator[None]:
-    """Set an environment variable, for this process and those it starts, and put the old value back."""
+    """Sets an environment variable, for this process and those it starts, and puts the old value back."""
     before = os.environ.get(key)
     os.environ[key] = value
     try:
@@ -210,7 +210,7 @@ def environment(key: str, value: str) -> Iterator[None]:
 
 
 def users_error(error: BaseException | None) -> Exception | None:
-    """Return the error about the user's input, or None if the error is a bug.
+    """Returns the error about the user's input, or None if the error is a bug.
 
     It is the first one in the chain of causes (jsonargparse wraps what a class says about its arguments) that was
     raised on purpose, by netprism or Lightning's trainer.

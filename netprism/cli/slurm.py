@@ -69,7 +69,7 @@ class Job:
     signal: int = 90
 
     def __post_init__(self) -> None:
-        """Refuse numbers that Slurm would."""
+        """Refuses numbers that Slurm would."""
         least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "signal": 1}
         for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:

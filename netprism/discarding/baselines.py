@@ -23,20 +23,19 @@ def gradient_map(model: nn.Module, x: Tensor, target: Tensor | None = None, *, l
     """Norm over channels of the gradient of a logit: how much each place of the image or of a feature map counts.
 
     Args:
-        model: images `(N, C, H, W)` to logits `(N, classes)`.
-        x: images, floating.
-        target: class of each image `(N,)`, int64; None: the one that the model finds.
-        layer: name of a layer with output `(N, K, h, w)`; None: the gradient at the images.
+        model: Network from images `(N, C, H, W)` to logits `(N, classes)`.
+        x: Images, floating.
+        target: Class of each image `(N,)`, int64; None for the one that the model predicts.
+        layer: Name of a layer with output `(N, K, h, w)`; None for the gradient at the images.
 
     Returns:
         `(N, 1, H, W)`, not negative, enlarged to the size of the images where the layer is smaller.
 
     Raises:
         ModuleNotFoundError: captum is not installed.
-        ValueError: no such layer, or one without positions.
+        ValueError: There is no such layer, or it has no positions.
 
-    Source: sqrt(sum_k (dy / df_ijk)^2), "Quantifying Layerwise Information Discarding of Neural Networks and Beyond",
-        section 4.
+    Source: sqrt(sum_k (dy / df_ijk)^2), Ma et al. 2019, section 4, https://openreview.net/forum?id=BygG3hEYvB.
     """
     attr = _captum()
     with evaluating(model):
@@ -54,7 +53,7 @@ def grad_cam(model: nn.Module, layer: str, x: Tensor, target: Tensor | None = No
 
     Arguments, shapes and errors are those of :func:`gradient_map`.
 
-    Source: "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", equations 1 and 2.
+    Source: Selvaraju et al. 2017, eqs. (1) and (2), https://arxiv.org/abs/1610.02391.
     """
     attr = _captum()
     with evaluating(model):
@@ -67,19 +66,19 @@ def class_activation_map(model: nn.Module, layer: str, head: str, x: Tensor, tar
     """CAM: the channels of the last feature map, weighted as the linear layer behind the average pooling does.
 
     Args:
-        model: as in :func:`gradient_map`; its logits are `head(average over positions of layer)`.
-        layer: name of the last layer with positions, output `(N, K, h, w)`.
-        head: name of the linear layer, K to the number of classes.
-        x: images `(N, C, H, W)`.
-        target: class of each image `(N,)`; None: the one that the model finds.
+        model: As in :func:`gradient_map`; its logits are `head(average over positions of layer)`.
+        layer: Name of the last layer with positions, output `(N, K, h, w)`.
+        head: Name of the linear layer from K channels to the classes.
+        x: Images `(N, C, H, W)`.
+        target: Class of each image `(N,)`; None for the one that the model predicts.
 
     Returns:
         `(N, 1, H, W)`, for the class where positive, against it where negative.
 
     Raises:
-        ValueError: no such layer, one without positions, or a head that is not linear on its channels.
+        ValueError: There is no such layer, it has no positions, or the head is not linear on its channels.
 
-    Source: "Learning Deep Features for Discriminative Localization", equation 2.
+    Source: Zhou et al. 2016, eq. (2), https://arxiv.org/abs/1512.04150.
     """
     with evaluating(model), torch.no_grad():
         x, target = _prepare(model, x, target)

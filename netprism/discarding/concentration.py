@@ -10,20 +10,21 @@ from torch.nn import functional as F
 def concentration(entropy_map: Tensor, mask: Tensor) -> Tensor:
     """Concentration of each image: how much more of the background is forgotten than of the object, in nats.
 
-    mean of H_i over the units outside of the mask - mean over those inside. Positive: the layer looks at the object.
+    It is the mean of H_i over the units outside the mask, minus the mean over those inside. Where it is positive, the
+    layer looks at the object.
 
     Args:
-        entropy_map: H_i `(N, C, H, W)`.
-        mask: the object, non-zero inside: `(N, H, W)`, `(N, 1, H, W)` or `(N, C, H, W)`; :func:`box_mask` and
-            :func:`segment_mask` make one of a box, or of a segment of another size.
+        entropy_map: Entropies H_i, `(N, C, H, W)`.
+        mask: Where the object is, non-zero inside it: `(N, H, W)`, `(N, 1, H, W)` or `(N, C, H, W)`;
+            :func:`box_mask` and :func:`segment_mask` make one of a box, or of a segment of another size.
 
     Returns:
         `(N,)`; NaN where a mask is all or nothing, since there is nothing to compare then.
 
     Raises:
-        ValueError: a mask that does not fit.
+        ValueError: The mask does not fit the entropy map.
 
-    Source: "Quantifying Layerwise Information Discarding of Neural Networks and Beyond", equation 6.
+    Source: Ma et al. 2019, eq. (6), https://openreview.net/forum?id=BygG3hEYvB.
 
     Example:
         >>> concentration(torch.tensor([[[[-3.0, -1.0, -1.0]]]]), torch.tensor([[[1, 0, 0]]]))
@@ -44,18 +45,18 @@ def concentration(entropy_map: Tensor, mask: Tensor) -> Tensor:
 
 
 def box_mask(boxes: Tensor, size: tuple[int, int], original: Tensor | tuple[int, int] | None = None) -> Tensor:
-    """Turns one box an image into masks; a pixel is inside if its centre is.
+    """Turns boxes, one per image, into masks; a pixel is inside if its centre is.
 
     Args:
-        boxes: `(N, 4)`, left, top, right, bottom in pixels, right and bottom exclusive.
-        size: height and width of the images that the network gets.
-        original: height and width of the image that the boxes were drawn on, one or `(N, 2)`; None: `size`.
+        boxes: Shape `(N, 4)`: left, top, right, bottom in pixels, right and bottom exclusive.
+        size: Height and width of the images that the network gets.
+        original: Height and width of the image that the boxes were drawn on, one or `(N, 2)`; None: `size`.
 
     Returns:
-        bool `(N, 1, H, W)`.
+        Bool `(N, 1, H, W)`.
 
     Raises:
-        ValueError: boxes of another shape.
+        ValueError: The boxes have another shape.
 
     Example:
         >>> box_mask(torch.tensor([[2.0, 0.0, 4.0, 8.0]]), size=(2, 4), original=(8, 8)).int()
@@ -77,14 +78,14 @@ def segment_mask(segments: Tensor, size: tuple[int, int]) -> Tensor:
     """Turns segments of any size into masks of the images that the network gets, by the nearest pixel.
 
     Args:
-        segments: `(N, H, W)` or `(N, 1, H, W)`, non-zero on the object.
-        size: height and width of the images.
+        segments: Shape `(N, H, W)` or `(N, 1, H, W)`, non-zero on the object.
+        size: Height and width of the images.
 
     Returns:
-        bool `(N, 1, H, W)`.
+        Bool `(N, 1, H, W)`.
 
     Raises:
-        ValueError: segments of another shape.
+        ValueError: The segments have another shape.
     """
     if segments.dim() == 3:
         segments = segments.unsqueeze(1)

@@ -175,7 +175,7 @@ def _descend(
     cap: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Log sigma `(N, ...)` after the steps, of which each takes new noises."""
+    """Returns log sigma `(N, ...)` after the steps, each of which draws new noise."""
     multiplier = torch.ones(len(x), device=x.device, dtype=x.dtype)  # lambda in units of 2 alpha / n
     for step in range(steps):
         log_sigma.requires_grad_()

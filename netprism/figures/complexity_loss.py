@@ -24,7 +24,7 @@ _SWEPT = (
 
 
 def draw(history: History, folder: Path) -> list[Path]:
-    """Draws `penalty_curves.png`: a panel a quantity, a line a layer.
+    """Draws `penalty_curves.png`: one panel per quantity, one line per layer.
 
     Args:
         history: One row per epoch, with `epoch` and the keys that `ComplexityPenalty` logs, without the prefix.

@@ -228,7 +228,7 @@ def fit_projection(
 
 
 def rank_zero_rows() -> slice:
-    """The rows of a batch that every rank has and this rank contributes to a sum over ranks: all on rank 0, else none.
+    """The rows that a rank adds to a sum over ranks, of a batch that all have: all on rank 0, none elsewhere.
 
     Only rank 0 contributes, so the sum is bitwise that of one process. Parts of the batch would be added in another
     order, and L-BFGS amplifies rounding differences.

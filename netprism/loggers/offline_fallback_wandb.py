@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _survives(method: Callable[..., None]) -> Callable[..., None]:
-    """Make a method of OfflineFallbackWandbLogger give up on W&B where it would have stopped the training."""
+    """Makes a method of OfflineFallbackWandbLogger give up on W&B where it would have stopped the training."""
 
     @functools.wraps(method)
     def guarded(self: OfflineFallbackWandbLogger, *args: object, **kwargs: object) -> None:
@@ -104,7 +104,7 @@ class OfflineFallbackWandbLogger(WandbLogger):
     @_survives
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log `metrics`, each new key with its x axis."""
+        """Logs `metrics`, each new key with its x axis."""
         for key in metrics:
             if key not in self._keys and key != "epoch":
                 self._keys.add(key)

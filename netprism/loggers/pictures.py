@@ -51,7 +51,7 @@ def _folder_of_its_own(trainer: Trainer, root: str) -> Path:
 
 
 def is_dry_run(trainer: Trainer) -> bool:
-    """Tell whether this is one of Lightning's `fast_dev_run`s, which leave no files."""
+    """Tells whether this is one of Lightning's `fast_dev_run`s, which leave no files."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set in one of Lightning's connectors
 
 

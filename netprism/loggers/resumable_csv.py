@@ -66,7 +66,7 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add the numbers among `metrics` to the row of their `epoch` and `step`; NaN is kept."""
+        """Adds the numbers among `metrics` to the row of their `epoch` and `step`; NaN is kept."""
         epoch = None if metrics.get("epoch") is None else int(metrics["epoch"])
         if not self._resumed:
             self._resume((epoch, step))
@@ -76,19 +76,19 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file, at most once per 20 times the duration of the last write."""
+        """Writes the file, at most once per 20 times the duration of the last write."""
         begin = time.monotonic()
         if begin >= self._write_from:
             self._write()
             self._write_from = begin + 20 * (time.monotonic() - begin)
 
     def after_save_checkpoint(self, checkpoint_callback: Checkpoint) -> None:
-        """Write the rows that belong to the checkpoint."""
+        """Writes the rows that belong to the checkpoint."""
         self._write()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write the rows that are not written yet."""
+        """Writes the rows that are not written yet."""
         self._told = False
         self._write()
 

@@ -41,9 +41,11 @@ class DiscardingMetric(Metric):
     def __init__(self, layers: Sequence[str], quantity: str = "SID", **options: Any) -> None:
         super().__init__(**options)
         self.layers, self.quantity = list(layers), quantity
-        for state in ("entropy", "images", "contrast", "masked", "with_masks"):
+        for state in ("entropy", "contrast", "masked"):  # masked: the images that count for concentration
             zeros = torch.zeros(len(self.layers), dtype=torch.float64)
             self.add_state(state, default=zeros, dist_reduce_fx="sum")
+        for state in ("images", "with_masks"):
+            self.add_state(state, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, entropy_maps: Mapping[str, Tensor], masks: Tensor | None = None) -> None:
         """Adds images.
@@ -55,12 +57,13 @@ class DiscardingMetric(Metric):
         for i, layer in enumerate(self.layers):
             entropy = entropy_maps[layer].double()
             self.entropy[i] += entropy.flatten(1).mean(1).sum()
-            self.images[i] += len(entropy)
             if masks is not None:
                 each = concentration(entropy, masks)
                 self.contrast[i] += each.nansum()
                 self.masked[i] += each.isfinite().sum()
-                self.with_masks[i] += len(entropy)
+        count = len(entropy_maps[self.layers[0]])
+        self.images += count
+        self.with_masks += 0 if masks is None else count
 
     def compute(self) -> dict[str, Tensor]:
         """The means in nats: `<quantity>/<layer>`, and `concentration/<layer>` where there were masks.
@@ -69,7 +72,7 @@ class DiscardingMetric(Metric):
         """
         means = self.entropy / self.images
         values = {f"{self.quantity}/{layer}": mean for layer, mean in zip(self.layers, means, strict=True)}
-        if self.with_masks.any():
+        if self.with_masks:
             contrasts = zip(self.layers, self.contrast / self.masked, strict=True)
             values |= {f"concentration/{layer}": value for layer, value in contrasts}
         return values

@@ -19,7 +19,7 @@ class KnowledgePointMetric(Metric):
 
     Args:
         layers: Names of the layers.
-        **kwargs: Options of `torchmetrics.Metric`.
+        options: Options of `torchmetrics.Metric`.
 
     Example:
         >>> mask = torch.tensor([[True, True, False], [True, True, False]])
@@ -36,8 +36,8 @@ class KnowledgePointMetric(Metric):
     reliable: Tensor
     images: Tensor
 
-    def __init__(self, layers: Sequence[str], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, layers: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
         self.layers = list(layers)
         for name, shape in (("points", len(self.layers)), ("reliable", len(self.layers)), ("images", 1)):
             self.add_state(name, default=torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")

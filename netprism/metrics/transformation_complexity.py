@@ -51,7 +51,9 @@ class TransformationComplexity(Metric):
     ) -> None:
         super().__init__(**options)
         self.bandwidth, self.alpha, self.total_correlation, self.seed = bandwidth, alpha, total_correlation, seed
-        self.layers: dict[str, PackedGates] = {}  # without samples: shapes, and what precedes the gates
+        # Without samples: shapes, and what precedes the gates. They outlive a reset: of a group of metrics with equal
+        # states, `MetricCollection` updates only the first one again.
+        self.layers: dict[str, PackedGates] = {}
         # One state for all layers: their bytes side by side, so that a gather is one message.
         self.add_state("bits", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
@@ -70,7 +72,7 @@ class TransformationComplexity(Metric):
             name: layer if isinstance(layer, PackedGates) else PackedGates.pack(layer) for name, layer in gates.items()
         }
         before, now = ({name: layer.shape for name, layer in d.items()} for d in (self.layers, packed))
-        if before and now != before:
+        if self.bits and now != before:
             name = next(n for n in (*before, *now) if before.get(n) != now.get(n))
             raise ValueError(f"layer {name!r} has gates of shape {now.get(name)}; expected {before.get(name)}")
         self.layers = {name: layer.first(0) for name, layer in packed.items()}
@@ -81,11 +83,6 @@ class TransformationComplexity(Metric):
                 raise ValueError(f"labels have shape {tuple(labels.shape)}; expected ({len(bits)},), one per sample")
             self.labels.append(labels.to(bits.device, torch.int64))
         self.bits.append(bits)
-
-    def reset(self) -> None:
-        """Forgets the samples and their layers."""
-        super().reset()
-        self.layers = {}
 
     def complexity(self) -> GateComplexity:
         """The entropies over all samples of all ranks with the activation rates; every rank has to call it."""

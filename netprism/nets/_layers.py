@@ -29,9 +29,9 @@ def subsample_and_pad(x: Tensor, channels: int, stride: int) -> Tensor:
 
 
 def kaiming_convs(net: nn.Module) -> None:
-    """Draw the weights of every convolution of `net` from N(0, 2 / fan_out), biases zero.
+    """Draws the weights of every convolution of `net` from N(0, 2 / fan_out), biases zero.
 
-    Source: "Delving Deep into Rectifiers", eq. 14 (the form that keeps the variance of gradients).
+    Source: He et al. 2015, eq. (14), which keeps the variance of gradients, https://arxiv.org/abs/1502.01852.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -17,7 +17,7 @@ class LeNet5(nn.Module):
     Shape:
         (N, in_channels, image_size, image_size) to (N, num_classes).
 
-    Source: "Gradient-Based Learning Applied to Document Recognition", section II.B, with
+    Source: LeCun et al. 1998, section II.B, https://doi.org/10.1109/5.726791, with
     a linear layer for the RBF output and every map of C3 joined to every map of S2. Its C5, a 5x5 convolution of
     5x5 pixels, is `fc1` here.
 

@@ -77,7 +77,8 @@ class ResNet(nn.Module):
     Shape:
         (N, in_channels, H, W) to (N, num_classes).
 
-    Source: "Deep Residual Learning for Image Recognition", section 4.2 (0.27M parameters at depth 20 on RGB images).
+    Source: He et al. 2016, "Deep Residual Learning", section 4.2 (0.27M parameters at depth 20 on RGB images),
+    https://arxiv.org/abs/1512.03385.
 
     Example:
         >>> net = ResNet(depth=8)
@@ -116,7 +117,7 @@ class PreActResNet(nn.Module):
     The first block's shortcut starts from activated features, and a last BatchNorm and ReLU (`bn`, `relu`) follow the
     last block. Arguments, errors and shapes are those of :class:`ResNet`.
 
-    Source: "Identity Mappings in Deep Residual Networks", section 4.1 and the appendix.
+    Source: He et al. 2016, "Identity Mappings", section 4.1 and the appendix, https://arxiv.org/abs/1603.05027.
 
     Example:
         >>> net = PreActResNet(depth=8)

@@ -34,7 +34,7 @@ class VGG11(nn.Module):
     Shape:
         (N, in_channels, H, W) to (N, num_classes).
 
-    Source: "Very Deep Convolutional Networks for Large-Scale Image Recognition", table 1, column A.
+    Source: Simonyan and Zisserman 2015, table 1, column A, https://arxiv.org/abs/1409.1556.
 
     Example:
         >>> VGG11(width=8).gating_layers[:3]

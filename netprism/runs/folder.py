@@ -23,7 +23,7 @@ FINISHED = "finished.txt"  # written when a training completes
 
 
 def runs_root() -> Path:
-    """Return the folder that holds all runs: `$NETPRISM_RUNS`, or `runs` in the current folder."""
+    """Returns the folder that holds all runs: `$NETPRISM_RUNS`, or `runs` in the current folder."""
     return Path(os.environ.get(RUNS) or "runs")
 
 
@@ -43,7 +43,7 @@ def run_folder(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def scheduler_id() -> str | None:
-    """Return the id that a scheduler, or `torchrun --rdzv-id`, gave to all ranks of this job, or None without one.
+    """Returns the id that a scheduler, or `torchrun --rdzv-id`, gave to all ranks of this job, or None without one.
 
     An interactive Slurm allocation outlives a run, and what torchrun makes up itself means nothing to its user: `none`
     on several nodes, a random UUID on one.
@@ -55,17 +55,17 @@ def scheduler_id() -> str | None:
 
 
 def is_restart() -> bool:
-    """Return whether torchrun (`--max-restarts`) starts these processes after a failure of the first ones."""
+    """Returns whether torchrun (`--max-restarts`) starts these processes after a failure of the first ones."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def new_id() -> str:
-    """Return local time and six random hex digits: sorts by age, and two runs of one second stay apart."""
+    """Returns local time and six random hex digits: sorts by age, and two runs of one second stay apart."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def shared_id() -> str:
-    """Return a new id, the same one on all processes of torchrun, also after it has restarted them.
+    """Returns a new id, the same one on all processes of torchrun, also after it has restarted them.
 
     Its agent has a store for them, across all nodes.
     """
@@ -80,25 +80,25 @@ def shared_id() -> str:
 
 
 def finished_runs(experiment: str) -> list[Path]:
-    """Return the folders of an experiment's finished runs, the newest first."""
+    """Returns the folders of an experiment's finished runs, the newest first."""
     done = (runs_root() / experiment).glob(f"*/{FINISHED}")
     return [file.parent for file in sorted(done, key=lambda file: file.stat().st_mtime, reverse=True)]
 
 
 def choose_folder(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:
-    """Choose the folder of a run and the checkpoint it starts from.
+    """Chooses the folder of a run and the checkpoint it starts from.
 
     The folder is `$NETPRISM_RUN` if set, that of the scheduler's job if there is one, that of the checkpoint if it is
-    of the same experiment, else a new one. Nothing is created.
+    of the same experiment, otherwise a new one. Nothing is created.
 
     Args:
         experiment: Name under the runs folder, such as `gates/digits_mlp`.
         ckpt: None (the run's own last one, though, where torchrun starts it again), a path, or `last` / `best`: of this
             run if its folder is given by the environment (a job that starts for the first time has none, and starts
-            afresh), else of the newest run of the experiment.
+            afresh), otherwise of the newest run of the experiment.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
+        FileNotFoundError: There is no such checkpoint.
     """
     home = runs_root() / experiment
     job = scheduler_id()
@@ -130,16 +130,16 @@ def _ckpt(folder: Path, word: str) -> Path:
 
 
 def display_path(path: str | os.PathLike[str]) -> str:
-    """Return `path` as people would type it: relative if it is below the current folder."""
+    """Returns `path` as people would type it: relative if it is below the current folder."""
     full = Path(path).absolute()
     return str(full.relative_to(Path.cwd()) if full.is_relative_to(Path.cwd()) else full)
 
 
 def open_folder(folder: Path) -> None:
-    """Create the run folder and check that files can be written there.
+    """Creates the run folder and checks that files can be written there.
 
     Raises:
-        OSError: If not, in one line.
+        OSError: They cannot; in one line.
     """
     try:
         write_text(folder / ".written", "")
@@ -156,7 +156,7 @@ def lock(folder: Path) -> None:
     It is the lock of an open file: the system releases it when a process is killed, so that its run can resume at once.
 
     Raises:
-        FileExistsError: If another training is at work there.
+        FileExistsError: Another training is at work there.
     """
     file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     _claims.append(file)
@@ -183,7 +183,7 @@ os.register_at_fork(after_in_child=unlock)  # otherwise a loader's worker would 
 
 
 def provenance() -> str:
-    """Return versions, the commit of the current folder and the files that differ from it, or why there is none."""
+    """Returns versions, the commit of the current folder and the files that differ from it, or why there is none."""
     packages = ("netprism", "torch", "pytorch-lightning")
     versions = " ".join(f"{package} {metadata.version(package)}" for package in packages)
     try:

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from pytorch_lightning.loggers import CSVLogger
 from reference import discarding as reference
-from third_party_modules import Net, Stranger, figures_of, fit, images
+from third_party_modules import NaNOnRank1, Net, Stranger, figures_of, fit, images
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -191,12 +191,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, options):
     assert len(ours(alone)) == 6
     for key, value in ours(alone).items():
         assert first[key] == value
-
-
-class NaNOnRank1(Net):
-    def forward(self, x):
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        return super().forward(x * float("nan") if rank == 1 and not self.training else x)
 
 
 def test_a_rank_that_fails_takes_the_other_along(tmp_path):

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 import torchvision
 from small_monitors import MONITORS, Module
-from third_party_modules import Net, Stranger, figures_of, fit, images, loaders
+from third_party_modules import NaNOnRank1, Net, Stranger, figures_of, fit, images, loaders
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -249,12 +249,6 @@ def test_two_processes_measure_the_same_network_and_get_the_same_numbers(tmp_pat
     assert torch.equal(mean_1, torch.full((4,), 1.3))
     if dropout:
         assert alone["gates/entropy"] != alone["gates/input_information"]
-
-
-class NaNOnRank1(Net):
-    def forward(self, x):
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        return super().forward(x * float("nan") if rank == 1 and not self.training else x)
 
 
 def test_a_rank_that_fails_takes_the_others_along(tmp_path):

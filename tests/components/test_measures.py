@@ -1,13 +1,10 @@
-import multiprocessing
-import os
-import tempfile
 from dataclasses import asdict
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import on_ranks
 from reference import components as reference
-from torch import distributed as dist
 from torch import nn
 from torchmetrics import MetricCollection
 
@@ -213,31 +210,20 @@ def test_names_of_the_quantities():
 
 
 # rank 0: [ 0 1 2 3 4 5 6 | 7 ], rank 1: [ 8 9 10 ]
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not built")
 def test_two_processes_give_the_numbers_of_one():
-    with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        ranks = [context.Process(target=_rank, args=(rank, os.path.join(folder, "store"), queue)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        found = [queue.get() for _ in ranks]
-        for process in ranks:
-            process.join(timeout=30)
+    found = on_ranks(2, components_of_rank)
     assert found[0] == found[1], "bitwise"
     feature, approximations, labels, head = case()
     for key, value in asdict(measure(feature, approximations, labels, head)).items():
         assert found[0][key] == pytest.approx(value, rel=1e-12), key
 
 
-def _rank(rank, store, queue):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def components_of_rank(rank):
     feature, approximations, labels, head = case()
     metric = ComponentMetric(ORDERS)
     for own in ([slice(0, 7), slice(7, 8)], [slice(8, 11)])[rank]:
         metric.update(feature[own], [phi[own] for phi in approximations], head, labels[own])
-    queue.put(asdict(metric.components()))
-    dist.destroy_process_group()
+    return asdict(metric.components())
 
 
 def random_net(order):

@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import multiprocessing, nn
+from ranks import on_ranks
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from netprism.gates.loss import ComplexityLoss
@@ -488,33 +489,24 @@ def test_what_is_not_finite_is_left_out_and_counted_and_then_stops():
             loss(gates)
 
 
-def step(rank, processes, folder, steps=3):
-    """What the parameters, gradients and chains are after some steps of plain data parallelism, batches uneven."""
-    torch.set_num_threads(1)
-    if processes > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=processes)
+def after_some_steps(rank, batches, steps=3):
+    """What the parameters, gradients and chains are after some steps of plain data parallelism."""
     net = Net()
     loss = ComplexityLoss(net, widths=NARROW, chains=16)
     for number in range(steps):
-        own = inputs(number, 9)[slice(None) if processes == 1 else slice(0, 5) if rank == 0 else slice(5, 9)]
+        own = inputs(number, 9)[batches[rank]]
         with loss.watch() as gates:
             net(own)
         gradients = torch.autograd.grad(loss(gates), list(net.parameters())[:4])
-        share = len(own) / 9
-        gradients = [gradient * share for gradient in gradients]
-        if processes > 1:
-            for gradient in gradients:
-                torch.distributed.all_reduce(gradient)
-    found = {"gradients": gradients, "energies": [e.state_dict() for e in energies(loss)]}
-    torch.save(found, f"{folder}/{processes}-{rank}.pt")
-    if processes > 1:
-        torch.distributed.destroy_process_group()
+        gradients = [gradient * len(own) / 9 for gradient in gradients]
+        for gradient in gradients if len(batches) > 1 else []:
+            torch.distributed.all_reduce(gradient)
+    return {"gradients": gradients, "energies": [e.state_dict() for e in energies(loss)]}
 
 
-def test_two_processes_have_the_gradients_and_energies_of_one_on_their_joint_batch(tmp_path):
-    step(0, 1, tmp_path)
-    multiprocessing.start_processes(partial(step, processes=2, folder=tmp_path), nprocs=2, start_method="fork")
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+def test_two_processes_have_the_gradients_and_energies_of_one_on_their_joint_batch():
+    one = after_some_steps(0, [slice(None)])
+    first, second = on_ranks(2, partial(after_some_steps, batches=[slice(0, 5), slice(5, 9)]))
     for ours, theirs in zip(first["gradients"], one["gradients"], strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
         assert theirs.abs().sum() > 0

@@ -26,6 +26,16 @@ def test_posterior_of_knowledge_points_is_that_of_the_formula():
     assert found.ratio == found.reliable_points / found.points
 
 
+def test_a_knowledge_point_is_more_certain_than_tau_and_nothing_else():
+    draws = torch.Generator().manual_seed(1)
+    case = torch.randn(3, 5, 3, generator=draws), torch.eye(3), torch.full((3,), 1 / 3)
+    labels = torch.tensor([0, 1, 2])
+    confidence = knowledge_points(*case, labels).confidence.flatten().sort()[0]
+    for rank in range(len(confidence) - 1):  # tau between two neighbours
+        found = knowledge_points(*case, labels, tau=float(confidence[rank : rank + 2].mean()))
+        assert found.points == len(confidence) - rank - 1
+
+
 def test_regions_without_strength_are_no_knowledge_points():
     for strength in (None, 1.0):
         found = knowledge_points(

@@ -1,10 +1,6 @@
-import multiprocessing
-import os
-import tempfile
-
 import pytest
 import torch
-from torch import distributed as dist
+from ranks import on_ranks
 
 from netprism.components.covariance import Covariance
 from netprism.metrics import CovarianceMetric
@@ -61,30 +57,19 @@ def test_bad_input():
 
 
 # rank 0: [ 0 1 2 3 4 5 6 | ], rank 1: [ 7 ], rank 2: nothing
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not built")
 def test_several_processes_give_bitwise_the_same():
-    with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        ranks = [context.Process(target=_rank, args=(rank, os.path.join(folder, "store"), queue)) for rank in range(3)]
-        for process in ranks:
-            process.start()
-        found = [queue.get() for _ in ranks]
-        for process in ranks:
-            process.join(timeout=30)
-    assert all(process.exitcode == 0 for process in ranks)
+    found = on_ranks(3, within_of_rank)
     assert found[0] == found[1] == found[2]
     expected = metric_of(samples(8)).compute()["within"]
     torch.testing.assert_close(torch.tensor(found[0], dtype=torch.float64), expected, rtol=1e-12, atol=0)
 
 
-def _rank(rank, store, queue):
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+def within_of_rank(rank):
     own = [slice(0, 7), slice(7, 8), slice(0, 0)][rank]
     metric = metric_of(samples(8)[own]) if rank < 2 else CovarianceMetric()
     metric.to("cpu")  # as Lightning does: the empty state stays float64
     first = metric.compute()["within"]
     metric.update(samples(8)[:0])
-    queue.put(metric.compute()["within"].tolist())
+    within = metric.compute()["within"].tolist()
     assert torch.equal(first, metric.compute()["within"]), "the rank's own state is back after a gather"
-    dist.destroy_process_group()
+    return within

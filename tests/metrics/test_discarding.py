@@ -42,6 +42,6 @@ def test_the_concentration_is_nan_where_no_mask_counts_and_absent_without_masks(
 
 def test_it_works_in_a_collection():
     metrics = {"sid": DiscardingMetric(["conv"]), "ru": DiscardingMetric(["fc"], "RU")}
-    both = MetricCollection(metrics, compute_groups=False)
+    both = MetricCollection(metrics)
     both.update(maps(3))
     assert both.compute().keys() == {"SID/conv", "RU/fc"}

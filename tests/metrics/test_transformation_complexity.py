@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 import torch
+from ranks import on_ranks
 from torchmetrics import MetricCollection
 
 from netprism.gates.entropy import transformation_complexity
@@ -90,16 +93,12 @@ def test_another_shape_is_named(samples):
         metric.update(gates, torch.zeros(3, dtype=torch.int64))
 
 
-def gather(rank, folder):
+def complexity_of_rank(rank, gates, labels):
     """Rank 0 has 21 samples in 6 batches, rank 1 has 9 in 2, rank 2 has none."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
-    gates, labels = torch.load(f"{folder}/samples.pt", weights_only=True)
     metric = TransformationComplexity()
     for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
         metric.update(rows(gates, index), labels[index])
-    torch.save(torch.tensor(scalars(metric.complexity()), dtype=torch.float64), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return scalars(metric.complexity())
 
 
 def scalars(result):
@@ -107,21 +106,35 @@ def scalars(result):
     return [*joint, *result.entropy.values(), *result.total_correlation.values()]
 
 
-def test_uneven_ranks_agree_with_one_process(samples, tmp_path):
-    torch.save(samples, tmp_path / "samples.pt")
-    torch.multiprocessing.start_processes(gather, args=(tmp_path,), nprocs=3, start_method="fork")
-    expected = scalars(transformation_complexity(*samples))
-    for rank in range(3):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True).tolist() == pytest.approx(expected, abs=1e-12)
+def test_uneven_ranks_agree_with_one_process(samples):
+    gates, labels = samples
+    expected = scalars(transformation_complexity(gates, labels))
+    for found in on_ranks(3, partial(complexity_of_rank, gates=gates, labels=labels)):
+        assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_it_works_in_a_collection_and_takes_the_options_of_a_metric(samples):
-    first, second = TransformationComplexity(), TransformationComplexity(alpha=0.2, sync_on_compute=False)
-    both = MetricCollection({"narrow": first, "wide": second}, compute_groups=False)
-    both.update(*samples)
-    found = both.compute()
-    assert found["narrow_entropy/conv"] > found["wide_entropy/conv"] > 0
-    assert not second.sync_on_compute
+def test_it_works_in_a_collection_epoch_after_epoch_and_takes_the_options_of_a_metric(samples):
+    gates, labels = samples
+    narrow, wide = TransformationComplexity(), TransformationComplexity(alpha=0.2, sync_on_compute=False)
+    both = MetricCollection({"narrow": narrow, "wide": wide})  # one compute group: the second is not updated again
+    for _ in range(2):
+        for index in torch.arange(30).split(7):
+            both.update(rows(gates, index), labels[index])
+        found = both.compute()
+        for name, alpha in (("narrow", None), ("wide", 0.2)):
+            expected = transformation_complexity(gates, labels, alpha=alpha).quantities()
+            assert {key: found[f"{name}_{key}"].item() for key in expected} == expected
+        both.reset()
+    assert not wide.sync_on_compute
+
+
+def test_other_layers_after_a_reset(samples):
+    metric = TransformationComplexity()
+    metric.update(*samples)
+    metric.reset()
+    other = {"relu": torch.eye(4) > 0}
+    metric.update(other)
+    assert metric.complexity().joint_entropy == transformation_complexity(other).joint_entropy
 
 
 def test_the_default_bandwidth_follows_what_precedes_the_gates(samples):
