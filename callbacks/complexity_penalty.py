@@ -79,8 +79,7 @@ class ComplexityPenalty(pl.Callback):
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            name = type(pl_module).__name__
-            raise ValueError(f"{name} optimises manually; use netprism.gates.ComplexityLoss in its training_step")
+            raise ValueError(f"{type(pl_module).__name__} optimises manually; use netprism.gates.ComplexityLoss there")
         self._release()
         self.history, self._means, self._validated = [], EpochMeans(), False
         self._step = WrappedStep(pl_module, functools.partial(self._penalised, trainer, pl_module))
@@ -101,8 +100,7 @@ class ComplexityPenalty(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the epoch's means and the train-test gap, and keeps them for the figure."""
-        values = self._means.pop(trainer)
-        if values:
+        if values := self._means.pop(trainer):
             values["nonfinite_skips"] = self.loss.nonfinite_skips
         losses = [trainer.callback_metrics.get(key) for key in self.losses]
         if self._validated and losses[0] is not None and losses[1] is not None:

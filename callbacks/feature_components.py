@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -11,15 +11,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
+from netprism.callbacks._distilled_feature import disentangled_feature, parts_of_images, take_nets_of_rank_0
 from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import View, check_finite
 from netprism.components.disentangler import FEW_ORDERS
 from netprism.components.distillation import DisentangledFeature, Distiller, HasDisentangledFeature
 from netprism.components.measures import Components, quantities
-from netprism.components.network_split import SplitNetwork
 from netprism.distributed import run_on_all_ranks
 from netprism.figures import components as figures
 from netprism.metrics import ComponentMetric
@@ -119,41 +118,22 @@ class FeatureComponents(Monitor):
         """The table above, for the training images and then for the test images."""
         splits: tuple[Split, ...] = ("train", "test")
         data = {split: chosen for split in splits if (chosen := self.choose_data(view, split)) is not None}
-        disentangled = run_on_all_ranks(partial(self._disentangle, view, data["train"]))
-        if dist.is_available() and dist.is_initialized():
-            for tensor in (self.distiller.state_dict() or {}).values():
-                dist.broadcast(tensor, src=0)  # the ranks differ by rounding on a GPU
-        found: dict[str, Components] = {
-            split: run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
+        nets = self.distiller, self.layer, self.head, self.steps, self.learning_rate
+        disentangled = run_on_all_ranks(partial(disentangled_feature, view, data["train"], *nets))
+        take_nets_of_rank_0(self.distiller)
+        self.found = {
+            str(split): run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
             for split, chosen in data.items()
         }
-        self.maps = run_on_all_ranks(partial(self._show, view, disentangled, data.get("test", data["train"])))
-        self.found = found
-        return quantities(found)
+        shown = data.get("test", data["train"]), self.num_shown
+        self.maps = run_on_all_ranks(partial(parts_of_images, view, disentangled, *shown))
+        return quantities(self.found)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures and writes the tables, into the run's folder and to W&B."""
         if found := self.found:
             self.publish(trainer, lambda f: figures.draw(self.history, found, self.maps, self.channels, f, self.name))
             self.publish(trainer, lambda folder: figures.tabulate(found, folder, self.name), kind="tables")
-
-    def _disentangle(self, view: View, data: MonitorData) -> DisentangledFeature:
-        """The module's own nets, or those of the distiller after some more steps."""
-        if isinstance(view.pl_module, HasDisentangledFeature):
-            return view.pl_module.disentangled_feature()
-        cut = SplitNetwork(view.model, str(self.layer), self.head, relative_to=view.network)
-        steps = min(self.steps, 2) if view.is_dry_run else self.steps
-        nets = self.distiller.distil(self._pairs(view, cut, data, steps), steps, self.learning_rate)
-        return DisentangledFeature(self.distiller.orders, cut, lambda x: nets(x.float()))
-
-    def _pairs(self, view: View, cut: SplitNetwork, data: MonitorData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and their features, batch after batch and from the start again; on every rank the same."""
-        for step in view.progress(range(steps), "distillation"):
-            x = view.load(data, step % len(data.batches)).inputs
-            with torch.no_grad(), view.precision():
-                feature = cut.feature(x).float()
-            check_finite({cut.layer: feature}, self.name)  # otherwise the nets would never recover
-            yield x.float(), feature
 
     @torch.no_grad()
     def _count(self, view: View, disentangled: DisentangledFeature, data: MonitorData, split: str) -> ComponentMetric:
@@ -167,11 +147,3 @@ class FeatureComponents(Monitor):
                 check_finite({disentangled.cut.layer: feature}, self.name)
                 metric.update(feature, approximations, disentangled.head, batch.labels)
         return metric
-
-    def _show(self, view: View, disentangled: DisentangledFeature, data: MonitorData) -> dict[str, Tensor]:
-        """Some images, their features, and Phi^(l) `(orders, images, ...)`."""
-        x = view.load(data, 0, self.num_shown).inputs
-        with view.precision():
-            feature, approximations = disentangled.parts(x)
-        shown = {"images": x.float(), "feature": feature, "approximations": torch.stack(approximations)}
-        return {name: tensor.cpu() for name, tensor in shown.items()}

@@ -91,9 +91,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
         self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
-        self.measuring: dict[str, Any] = {
-            "alpha": alpha, "method": method, "num_vjps": num_vjps, "max_sigma": max_sigma
-        }  # fmt: skip
+        self.measuring: dict[str, Any] = dict(alpha=alpha, method=method, num_vjps=num_vjps, max_sigma=max_sigma)
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""

@@ -34,20 +34,19 @@ class KnowledgePoints(Monitor):
     | `knowledge/ratio/<layer>` | reliable / all, NaN where there is none | 1 | 0 to 1 | higher |
     | `knowledge/strength_uncertainty_corr` | Pearson's, ||g|| and softened output's entropy | 1 | -1 to 1 | lower |
 
-    At the end of the training, figures are drawn into `<log_dir>/figures`: counts over epochs, knowledge points
-    outlined on images, regional features per layer with an ellipsoid per class, and a film of the epochs.
+    At the end of the training, `<log_dir>/figures` gets curves of the counts, knowledge points outlined on images,
+    regional features per layer with an ellipsoid per class, and a film of the epochs.
 
     Cost per measurement and layer, N images of R regions with K channels: `num_compared` * 40 K N R^2 multiply-adds for
     the importance, distributed over the ranks, K N^2 R^2 for the matches, and about 50 B^2 R d' for each of `steps`
-    (B = 64). That is a tenth of an epoch of ResNet-20 on 50 000 images, so the default is every fifth epoch; see
-    docs/scaling.md. Memory: 8 K N R bytes, 2 N^2 R bytes for the matches, and 100 MB.
+    (B = 64); a tenth of an epoch of ResNet-20 on 50 000 images, so the default is every fifth epoch. Memory: 8 K N R
+    bytes, 2 N^2 R bytes for the matches, and 100 MB.
 
     Args:
         layers: Names of layers with feature maps (K, H, W); a vector is one region, with a warning.
         images_per_class: Training images per class; all if there are fewer, with a warning.
         classes: Number of classes, drawn at random where there are more; all if there are fewer, with a warning.
         tau: The least confidence of a knowledge point, at least 1 / classes.
-        every_n_epochs: Measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
         reference_layer: The layer whose mean strength all get; None for the last of `layers`.
         logits_layer: The layer of the logits; None for the last fully connected one.
         max_grid: Largest number of rows and of columns of regions; larger maps are averaged to it.
@@ -78,8 +77,8 @@ class KnowledgePoints(Monitor):
         check_at_least(images_per_class=(images_per_class, 1), classes=(classes, 2), max_grid=(max_grid, 1))
         check_at_least(steps=(steps, 1), num_compared=(num_compared, 2))
         check_tau(tau)
-        images = images_per_class * classes
-        super().__init__(name, num_images=images, every_n_epochs=every_n_epochs, test_data=None, **options)
+        options |= {"num_images": images_per_class * classes, "every_n_epochs": every_n_epochs, "test_data": None}
+        super().__init__(name, **options)
         self.layers = check_layers(layers, reference_layer)
         self.reference_layer, self.logits_layer, self.max_grid = reference_layer, logits_layer, max_grid
         self.images_per_class, self.classes, self.tau = images_per_class, classes, tau
@@ -109,8 +108,8 @@ class KnowledgePoints(Monitor):
             g = projection.fit_samples(features).float()
         except ValueError as error:  # the network has collapsed; it has no knowledge points, and may recover
             rank_zero_warn(f"{self.name}: no categories in epoch {epoch} ({error})")
-            none = {"points": 0.0, "reliable": 0.0, "ratio": math.nan}
-            counts = {f"{key}/{layer}": value for key, value in none.items() for layer in self.layers}
+            none = [("points", 0.0), ("reliable", 0.0), ("ratio", math.nan)]
+            counts = {f"{key}/{layer}": value for key, value in none for layer in self.layers}
             return {"strength_uncertainty_corr": math.nan, **counts}
         h = {layer: projection.fit_regions(layer, features)[0] for layer in view.progress(self.layers, "layers")}
         found = projection.count(features, labels)
@@ -124,16 +123,16 @@ class KnowledgePoints(Monitor):
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the figures into the run's folder and to W&B."""
-        drawn = self.history, self.frames, self.images, self.last
         if self.frames:
+            drawn = self.history, self.frames, self.images, self.last
             self.publish(trainer, lambda folder: figures.draw(*drawn, folder, self.name))
 
     def state_dict(self) -> dict[str, Any]:
         """What has been measured, what the figures show, and the projections to start from."""
         state = self.projection.state_dict() if self.projection else self._state
-        drawn = {"frames": self.frames, "images": self.images}
         last = {layer: (grid, dict(vars(found))) for layer, (grid, found) in self.last.items()}
-        return super().state_dict() | drawn | {"last": last, "projection": {k: v.cpu() for k, v in state.items()}}
+        drawn = {"frames": self.frames, "images": self.images, "last": last}
+        return super().state_dict() | drawn | {"projection": {k: v.cpu() for k, v in state.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a run was stopped."""
@@ -143,10 +142,8 @@ class KnowledgePoints(Monitor):
         self.last = {layer: (grid, KnowledgePointCounts(**v)) for layer, (grid, v) in state_dict["last"].items()}
 
     def _make(self, view: View, features: NetworkFeatures) -> EpochProjection:
-        steps = 2 if view.is_dry_run else self.steps
-        made = EpochProjection(
-            features, self.reference_layer, tau=self.tau, steps=steps, num_compared=self.num_compared, seed=self.seed
-        )
+        given: dict[str, Any] = {"tau": self.tau, "num_compared": self.num_compared, "seed": self.seed}
+        made = EpochProjection(features, self.reference_layer, steps=2 if view.is_dry_run else self.steps, **given)
         if self._state:
             made.load_state_dict(self._state)
         return made.to(view.device)

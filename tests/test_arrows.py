@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [  # the lowest first; rooms of one floor do not know each other
-    {"module_names", "distributed", "files", "ops"},
+    {"module_names", "distributed", "files"},
     {"taps"},
     {"nets"},
     {"gates"},  # network_split.py in components looks at gates to find where a layer ends
@@ -97,3 +97,8 @@ def test_no_module_imports_itself_by_a_detour():
 def test_the_mathematics_knows_neither_lightning_nor_wandb(module):
     tops = {name.split(".")[0] for name in imports(MODULES[module])}
     assert not tops & {"pytorch_lightning", "lightning", "wandb"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "callbacks").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_a_callback_is_glue(path):
+    assert len(path.read_text().splitlines()) < 150
