@@ -13,6 +13,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"nets"},
     {"gates"},  # network_split.py in components looks at gates to find where a layer ends
     {"components", "discarding", "knowledge"},
+    {"interventions"},  # changes networks and images, and looks at them again
     {"figures", "metrics", "runs"},
     {"loggers"},
     {"datamodules"},
@@ -21,7 +22,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-PLAIN = set().union(*FLOORS[:6]) - {"runs"}  # what knows neither Lightning nor W&B
+PLAIN = set().union(*FLOORS[:7]) - {"runs"}  # what knows neither Lightning nor W&B
 
 
 def modules():
