@@ -2,6 +2,7 @@
 
 from netprism.lightning_modules.classifier import Classifier
 from netprism.lightning_modules.complexity_penalized_classifier import ComplexityPenalizedClassifier
+from netprism.lightning_modules.compressed_classifier import CompressedClassifier
 from netprism.lightning_modules.disentangler import Disentangler
 from netprism.lightning_modules.input_decoder import InputDecoder
 from netprism.lightning_modules.region_projection import RegionProjection
@@ -11,6 +12,7 @@ from netprism.lightning_modules.sample_projection import SampleProjection
 __all__ = [
     "Classifier",
     "ComplexityPenalizedClassifier",
+    "CompressedClassifier",
     "Disentangler",
     "InputDecoder",
     "RegionProjection",

@@ -62,6 +62,8 @@ LOGGED = {
     "discarding": "discarding/SID",
     "discarding/decoder": "val/mse",
     "knowledge": "knowledge/",
+    "interventions": "val/",
+    "interventions/compressed": "compression/bytes",
 }
 
 

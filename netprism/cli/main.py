@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("slurm", "sid", "experiments")
+OTHERS = ("slurm", "sid", "compress", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 
@@ -32,6 +32,7 @@ netprism: shows what a network has learned while it learns it.
   netprism validate|test --config EXPERIMENT --ckpt_path best
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
   netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
+  netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
   netprism experiments                                            the list below
   netprism fit --help                                             every option
   netprism fit --config EXPERIMENT --print_config                 every value
@@ -90,6 +91,10 @@ def _dispatch(args: list[str]) -> None:
         from netprism.cli.sid import sid
 
         sid(args[1:])
+    elif command == "compress":
+        from netprism.cli.compress import compress
+
+        compress(args[1:])
     elif command == "slurm":
         to_slurm(args[1:])
     else:

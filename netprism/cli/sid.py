@@ -102,7 +102,7 @@ def _folder(options: argparse.Namespace) -> ImageFolder:
         raise ValueError(f"batch_size is {options.batch_size}; expected a number >= 1")
     size, mean, std = options.size, options.mean, options.std
     if size is None or mean is None or std is None:
-        data = _data_of_run(options.checkpoint, options.experiment)
+        data = data_of_run(options.checkpoint, options.experiment)
         size, mean, std = size or data.shape[1:], mean or list(data.mean), std or list(data.std)
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected 1 each (grey) or 3 (colour)")
@@ -110,7 +110,7 @@ def _folder(options: argparse.Namespace) -> ImageFolder:
     return ImageFolder(find_images(options.images), (size[0], size[1]), mean, std, options.masks, boxes)
 
 
-def _data_of_run(checkpoint: str | None, experiment: str | None) -> ImageDataModule:
+def data_of_run(checkpoint: str | None, experiment: str | None) -> ImageDataModule:
     """The data module that a run was trained on, for its size and normalisation; nothing is read.
 
     Raises:

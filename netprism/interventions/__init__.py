@@ -8,14 +8,32 @@ from netprism.interventions.attack import (
     pgd_steps,
     top_wrong_classes,
 )
+from netprism.interventions.compress import (
+    LayerSize,
+    begin_pruning,
+    compressible_layers,
+    layer_sizes,
+    make_permanent,
+    prune,
+    share_weights,
+    total_bytes,
+)
 from netprism.interventions.pixels import Pixels
 
 __all__ = [
+    "LayerSize",
     "MinimalAttack",
     "Pixels",
     "adversarial_distances",
+    "begin_pruning",
+    "compressible_layers",
+    "layer_sizes",
+    "make_permanent",
     "minimal_attack",
     "pgd",
     "pgd_steps",
+    "prune",
+    "share_weights",
     "top_wrong_classes",
+    "total_bytes",
 ]
