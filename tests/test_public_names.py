@@ -44,9 +44,9 @@ def test_the_import_takes_milliseconds_and_no_torch():
     timed = "; ".join(
         [
             "import sys, time",
-            "start = time.perf_counter()",
+            "start = time.process_time()",  # others may load the machine
             "import netprism",
-            "print(time.perf_counter() - start, 'torch' in sys.modules)",
+            "print(time.process_time() - start, 'torch' in sys.modules)",
         ]
     )
     found = [run(timed).split() for _ in range(5)]
