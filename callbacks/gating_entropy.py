@@ -27,26 +27,26 @@ _INFIX: dict[Split, str] = {"train": "", "test": "test/"}  # what the keys of a 
 class GatingEntropy(Monitor):
     """Logs how much the gates of a network vary over images: the complexity of the transformation that it has learned.
 
-    Works on any LightningModule and any network in it, in one process or many, with the same numbers.
-
     | key | meaning | unit | range |
     | --- | --- | --- | --- |
-    | `gates/entropy`, also `/<layer>` | entropy H of the gates of all layers, of one layer | bit | 0 to log2 n |
+    | `gates/entropy`, also `/<layer>` | H of the gates of all layers, of one: a soft count | bit | 0 to log2 n |
     | `gates/saturation`, also `/<layer>` | H / log2 n; near 1, all images differ | 1 | 0 to 1 |
     | `gates/suffix_entropy/<layer>` | H of a layer and all behind it, bandwidth of all layers | bit | 0 to log2 n |
-    | `gates/input_information` | I(X;Sigma): H with all sampling (dropout, noise) switched off | bit | 0 to log2 n |
+    | `gates/input_information`, also `/<layer>` | I(X;Sigma): H without sampling (dropout) | bit | 0 to log2 n |
     | `gates/class_information`, also `/<layer>` | I(X;Sigma;Y): what the gates tell of the class | bit | 0 to H(Y) |
+    | `gates/suffix_class_information/<layer>` | that of a layer and all behind it | bit | 0 to H(Y) |
+    | `gates/marginal_entropy`, also `/<layer>` | C: entropy of independent gates, same rates | bit | 0 to d |
     | `gates/total_correlation`, also `/<layer>` | TC, an estimate: how far from independent | bit | about 0 up |
+    | `gates/conditional_total_correlation`, also `/<layer>` | TC given the class | bit | about 0 up |
 
     The same quantities of the test images are `gates/test/entropy`, `gates/test/entropy/<layer>`, ... No quantity is
     better when high or low as such: the paper finds that complexity first falls and then rises, and that networks of
     low complexity over-fit less.
 
-    At the end of the training, figures of the curves, of layers by epochs and of activation rates are drawn into
-    `<log_dir>/figures`.
+    Figures of the curves, of layers by epochs and of activation rates are drawn into `<log_dir>/figures` at the end.
 
-    Cost per epoch and split: one forward pass over the images (two if the network samples), and (n / 2 + 512) n d
-    integer multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
+    Cost per epoch and split: one forward pass over the images (two if the network samples), and n^2 d / 2 integer
+    multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
 
     Args:
         kinds: Which gates, out of relu, max_pool, dropout.
@@ -54,7 +54,7 @@ class GatingEntropy(Monitor):
         bandwidth: "dim" or "variance", see `netprism.gates.transformation_complexity`.
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `netprism.gates.default_alpha`, .04
             behind a convolution and .01 behind a linear layer.
-        total_correlation: Whether to estimate TC, a third of the arithmetic.
+        total_correlation: Whether to estimate TC, and TC given the class.
         stochastic: Measure H with dropout and the like switched on, where the network has them; costs a second pass.
         name: Prefix of the logged keys.
         options: The other options are those of `Monitor`.
@@ -93,13 +93,13 @@ class GatingEntropy(Monitor):
             if (data := self.choose_data(view, split)) is None:
                 continue
             complexity = run_on_all_ranks(partial(self._record, view, data, split)).complexity()
-            information = complexity.joint_entropy
+            information = {"": complexity.joint_entropy} | {f"/{k}": h for k, h in complexity.entropy.items()}
             if self._samples_at_random(view, data):
                 with view.sampling():
                     # The same layers: train mode may have more, such as an auxiliary head.
                     only = list(complexity.entropy)
                     complexity = run_on_all_ranks(partial(self._record, view, data, split, only)).complexity()
-            found = complexity.quantities() | {"input_information": information}
+            found = complexity.quantities() | {f"input_information{k}": h for k, h in information.items()}
             values |= {infix + key: value for key, value in found.items()}
             if split == "train":
                 figures.keep_rates(self.rates, epoch, complexity)

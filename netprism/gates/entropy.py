@@ -4,6 +4,10 @@ With `D_jk = ||sigma_j - sigma_k||^2` between the gates of `n` samples, the kern
 
     H(Sigma) = -1/n sum_j log2[ 1/n sum_k exp(-D_jk / (2 s0^2)) ],    0 <= H <= log2 n bits.
 
+It bounds from above the information about the image that survives Gaussian noise of variance s0^2 on the gates. So it
+never exceeds the entropy of the observed patterns: the kernel of two equal patterns is 1, that of others positive. On
+real networks all n patterns differ, and H is a soft count of clusters at a resolution of 2 to 8 % of the gates.
+
 The distances of several layers add up. So one matrix per layer gives every layer's entropy, all suffixes (a layer and
 those behind it), the joint entropy and the class-conditional ones. Distances are exact integers; kernels are summed in
 float64.
@@ -14,14 +18,15 @@ Source: Ren et al. 2022, sections 3 and 4, appendices E and F of the first versi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from netprism.gates.hamming import activation_rates, hamming, hamming_to_independent
+from netprism.gates.hamming import activation_rates, class_counts, hamming
+from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
 
 Gates = Tensor | PackedGates
@@ -29,9 +34,6 @@ Bandwidth = Literal["dim", "variance"]
 CONV_ALPHA = 0.04
 LINEAR_ALPHA = 0.01
 
-# Synthetic samples for TC, at most. ResNet-8 on 1437 digits, TC of .1 to .7 bits, standard deviations: another draw of
-# 512 moves it by .0004 to .003 bits, one of 1437 by .0003 to .0016, and another choice of 700 images by .001 to .006.
-_SYNTHETIC = 512
 _KERNEL_ROWS = 256  # 4 MB of float64 for 2000 samples: stays in the cache
 
 
@@ -43,11 +45,16 @@ class GateComplexity:
     that need labels which were not given, and a total correlation that was switched off, are empty or None.
 
     Attributes:
-        entropy: H(Sigma_l), in [0, log2 n].
+        entropy: H(Sigma_l), in [0, log2 n]: a soft count of clusters, not the entropy of the patterns.
         suffix_entropy: H(Sigma_l, ..., Sigma_L) with the joint's bandwidth, so that it falls with l.
         conditional: sum_m p_m H(Sigma_l | Y = m).
         class_information: I(X;Sigma_l;Y) = H(Sigma_l) - sum_m p_m H(Sigma_l | Y = m), >= 0.
-        total_correlation: TC(Sigma_l), an estimate and not a bound.
+        suffix_class_information: I(X;{Sigma_l, ..., Sigma_L};Y) with the joint's bandwidth (proposition 2).
+        marginal_entropy: C_l of eq. (6), the entropy of independent gates with these activation rates. H + TC = C_l
+            holds for the true entropies, and not for these estimates.
+        total_correlation: TC(Sigma_l) of the smoothed law: about 0 for independent gates; an estimate, not a bound. A
+            layer has none where the bandwidth is so small that a sample has no other one near it.
+        conditional_total_correlation: sum_m p_m TC(Sigma_l | Y = m) (eq. 21); none where a class has one sample.
         saturation: H(Sigma_l) / log2 n, in [0, 1]; near 1 it only says that all samples differ.
         activation_rates: Fraction of the samples on which each gate is open, float32 `(d_l,)`.
     """
@@ -56,13 +63,18 @@ class GateComplexity:
     suffix_entropy: dict[str, float]
     conditional: dict[str, float]
     class_information: dict[str, float]
+    suffix_class_information: dict[str, float]
+    marginal_entropy: dict[str, float]
     total_correlation: dict[str, float]
+    conditional_total_correlation: dict[str, float]
     saturation: dict[str, float]
     activation_rates: dict[str, Tensor]
     joint_entropy: float
     joint_conditional: float | None
     joint_class_information: float | None
+    joint_marginal_entropy: float
     joint_total_correlation: float | None
+    joint_conditional_total_correlation: float | None
     joint_saturation: float
 
     def quantities(self) -> dict[str, float]:
@@ -71,9 +83,14 @@ class GateComplexity:
             "entropy": self.joint_entropy,
             "saturation": self.joint_saturation,
             "class_information": self.joint_class_information,
+            "marginal_entropy": self.joint_marginal_entropy,
             "total_correlation": self.joint_total_correlation,
+            "conditional_total_correlation": self.joint_conditional_total_correlation,
         }
-        of_layers = ("entropy", "saturation", "suffix_entropy", "class_information", "total_correlation")
+        of_layers = (
+            "entropy", "saturation", "suffix_entropy", "class_information", "suffix_class_information",
+            "marginal_entropy", "total_correlation", "conditional_total_correlation",
+        )  # fmt: skip
         layers = {f"{what}/{layer}": value for what in of_layers for layer, value in getattr(self, what).items()}
         return {name: value for name, value in joint.items() if value is not None} | layers
 
@@ -93,17 +110,19 @@ def transformation_complexity(
     ("variance": what the text says; it pins the joint entropy at log2 n from the first epoch on). Those of several
     layers add.
 
-    Cost: n^2 d / 2 integer multiply-adds, d the gates of all layers; another n m d and m d random numbers for the total
-    correlation with m = min(n, 512) synthetic samples. Memory beside the packed gates (n d / 8 bytes): a few n^2
-    matrices, and n * 33 kB for a run of gates.
+    The total correlation is the entropy of independent gates with the same activation rates minus H, both smoothed by
+    the kernel, and both leaving the sample itself out; see `netprism.gates.independence`.
+
+    Cost: n^2 d / 2 multiply-adds, d the gates of all layers, and C n d for C classes. Memory beside the packed gates
+    (n d / 8 bytes): a few n^2 matrices, and n * 33 kB for a run of gates.
 
     Args:
         gates: Layer -> bool `(n, ...)` or `PackedGates`, of the same n samples, in the order of the calls.
         labels: Integer classes `(n,)`, for the class-conditional quantities.
         bandwidth: "dim" or "variance".
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
-        total_correlation: Whether to estimate TC, a third of the work.
-        seed: Seed of the independent gates that TC compares with.
+        total_correlation: Whether to estimate TC, and with labels TC given the class.
+        seed: Seed of the independent gates from which the bias of TC is estimated where kernels are narrow.
 
     Raises:
         ValueError: There is no layer, layers differ in n, labels have another length, the bandwidth is unknown, or an
@@ -127,22 +146,18 @@ def transformation_complexity(
     joint_width = sum(widths.values())
     device = next(iter(packed.values())).bits.device
     classes = None if labels is None else _classes(labels, n).to(device)
-    draws = torch.Generator(device).manual_seed(seed)
+    counts = {name: _counts(layer, rates[name], classes) if total_correlation else [] for name, layer in packed.items()}
 
     rows: dict[str, _Row] = {}
-    suffix: dict[str, float] = {}
+    suffix: dict[str, _Row] = {}
     behind = torch.zeros(n, n, dtype=torch.int32, device=device)  # summed over the current layer and those behind it
-    behind_to_independent = behind.new_zeros(n, min(n, _SYNTHETIC)) if total_correlation else None
     for name in reversed(packed):
         within = hamming(packed[name])
-        to_independent = None
-        if behind_to_independent is not None:
-            to_independent = hamming_to_independent(packed[name], rates[name], draws, behind_to_independent.shape[1])
-            behind_to_independent += to_independent
         behind += within
-        rows[name] = _row(within, to_independent, widths[name], classes)
-        suffix[name] = float(kde_entropy(behind, joint_width))
-    joint = _row(behind, behind_to_independent, joint_width, classes)
+        rows[name] = _row(within, widths[name], classes, [rates[name]], counts[name], seed)
+        suffix[name] = _row(behind, joint_width, classes)
+    every_rate, every_count = list(rates.values()), [torch.cat(of) for of in zip(*counts.values(), strict=True)]
+    joint = _row(behind, joint_width, classes, every_rate, every_count, seed)
     return _complexity(n, {name: rows[name] for name in packed}, suffix, rates, joint)
 
 
@@ -181,7 +196,10 @@ def pairwise_hamming(gates: Gates) -> Tensor:
 
 
 def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = None) -> Tensor:
-    """Returns the kernel estimate H of the entropy of gates, in bits.
+    """Returns the kernel estimate H in bits: at most so much information survives noise of variance s0^2 on the gates.
+
+    It is at most the entropy of the observed patterns, since the kernel of equal ones is 1: 256 equally likely patterns
+    of 100 gates (8 bits) have H = 3.1 bits at s0^2 = .04 * 100, and 7.8 at .01 * 100.
 
     Cost: n^2 exponentials; memory n * 2 kB beside the distances.
 
@@ -205,9 +223,9 @@ def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = Non
     if distances.is_floating_point() and distances.isnan().any():
         raise ValueError("distances hold NaN; expected numbers >= 0")
     if labels is None:
-        return _entropy(_log2_kernel_sums(distances, bandwidth)[0])
+        return _entropy(_kernel_sums(distances, bandwidth).over_all)
     classes = _classes(labels, n).to(distances.device)
-    return _conditional_entropy(_log2_kernel_sums(distances, bandwidth, classes)[1], classes)
+    return _conditional_entropy(_kernel_sums(distances, bandwidth, classes).over_class, classes)
 
 
 def _entropy(log2_sums: Tensor) -> Tensor:
@@ -221,22 +239,40 @@ def _conditional_entropy(log2_sums: Tensor, classes: Tensor) -> Tensor:
     return (class_sizes.log2() - log2_sums).mean().clamp_min(0.0)
 
 
-def _log2_kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, and over j's class (empty without classes): float64 `(n,)`."""
+@dataclass(frozen=True)
+class _KernelSums:
+    """`log2 sum_k exp(-D_jk / (2 s0^2))`, float64 `(n,)`: over all k and over j's class, with k = j and without.
+
+    Sums over j's class are empty without classes.
+    """
+
+    over_all: Tensor
+    over_others: Tensor
+    over_class: Tensor
+    over_others_of_class: Tensor
+
+
+def _kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> _KernelSums:
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
     scale = 0.5 / bandwidth if bandwidth > 1e-300 else math.inf
-    over_all, over_class = [], []
+    parts = []
     for start in range(0, len(distances), _KERNEL_ROWS):
         rows = distances[start : start + _KERNEL_ROWS]
-        nearest = rows.amin(1, keepdim=True)  # 0 but for TC, where all of a row's kernels may underflow
+        nearest = rows.amin(1, keepdim=True)  # 0 but for distances that are not those of gates
         excess = (rows - nearest).double()
         kernel = excess.mul_(-scale).exp_() if scale < math.inf else (excess == 0).double()
         shift = torch.where(nearest[:, 0] == 0, 0.0, nearest[:, 0].double() * (scale / math.log(2)))
-        over_all.append(kernel.sum(1).log2() - shift)
+        sums = [kernel.sum(1)]
+        itself = kernel.diagonal(start).clone()
+        kernel.diagonal(start).zero_()
+        sums.append(kernel.sum(1))
         if classes is not None:
-            over_class.append(kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes).sum(1).log2() - shift)
-    return torch.cat(over_all), torch.cat(over_class) if over_class else torch.empty(0)
+            others = kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes).sum(1)
+            sums += [others + itself, others]
+        parts.append(torch.stack(sums).log2() - shift)
+    found = torch.cat(parts, dim=1)
+    return _KernelSums(*found, *([found.new_empty(0)] * (4 - len(found))))
 
 
 @dataclass(frozen=True)
@@ -245,48 +281,86 @@ class _Row:
 
     entropy: float
     conditional: float | None
+    marginal_entropy: float
     total_correlation: float | None
+    conditional_total_correlation: float | None
 
     @property
     def class_information(self) -> float | None:
         return None if self.conditional is None else self.entropy - self.conditional
 
 
-def _row(within: Tensor, to_independent: Tensor | None, bandwidth: float, classes: Tensor | None) -> _Row:
-    over_all, over_class = _log2_kernel_sums(within, bandwidth, classes)
-    correlation = None
-    if to_independent is not None:
-        synthetic = math.log2(to_independent.shape[1] / len(within))  # the two sums have different numbers of terms
-        correlation = float((over_all - _log2_kernel_sums(to_independent, bandwidth)[0] + synthetic).mean())
+def _row(
+    within: Tensor,
+    bandwidth: float,
+    classes: Tensor | None,
+    rates: Sequence[Tensor] = (),
+    counts: Sequence[Tensor] = (),
+    seed: int = 0,
+) -> _Row:
+    """Entropies of gates at these distances; TC where there are counts of open gates, of all samples and by class."""
+    sums = _kernel_sums(within, bandwidth, classes)
+    conditional_correlation = None
+    if classes is not None and counts:
+        sizes = classes.bincount()
+        of_classes = [
+            _total_correlation(sums.over_others_of_class[classes == m], of_class, bandwidth, seed)
+            for m, of_class in enumerate(counts[1:])
+        ]
+        if None not in of_classes:
+            shares = zip(sizes.tolist(), of_classes, strict=True)
+            conditional_correlation = sum(size * (correlation or 0.0) for size, correlation in shares) / len(within)
     return _Row(
-        entropy=float(_entropy(over_all)),
-        conditional=None if classes is None else float(_conditional_entropy(over_class, classes)),
-        total_correlation=correlation,
+        entropy=float(_entropy(sums.over_all)),
+        conditional=None if classes is None else float(_conditional_entropy(sums.over_class, classes)),
+        marginal_entropy=sum(marginal_entropy(layer) for layer in rates),
+        total_correlation=_total_correlation(sums.over_others, counts[0], bandwidth, seed) if counts else None,
+        conditional_total_correlation=conditional_correlation,
     )
 
 
+def _total_correlation(over_others: Tensor, counts: Tensor, bandwidth: float, seed: int) -> float | None:
+    """TC of n samples, of which `counts` have each gate open; None where one of them has no other near it."""
+    n = len(over_others)
+    if n < 2 or over_others.isinf().any():
+        return None
+    own = (math.log2(n - 1) - over_others).mean()
+    return float(smoothed_cross_entropy(counts, n, bandwidth) - own + null_bias(counts, n, bandwidth, seed))
+
+
+def _counts(layer: PackedGates, rates: Tensor, classes: Tensor | None) -> list[Tensor]:
+    """How many samples have each gate open: int64 `(d,)` of all samples, and of each class."""
+    of_all = (rates.double() * len(layer)).round().long()
+    return [of_all] if classes is None else [of_all, *class_counts(layer, classes)]
+
+
 def _complexity(
-    n: int, rows: dict[str, _Row], suffix: dict[str, float], rates: dict[str, Tensor], joint: _Row
+    n: int, rows: dict[str, _Row], suffix: dict[str, _Row], rates: dict[str, Tensor], joint: _Row
 ) -> GateComplexity:
     most = math.log2(n) or math.inf  # one sample has no entropy to be saturated with
     return GateComplexity(
         entropy={name: row.entropy for name, row in rows.items()},
-        suffix_entropy={name: suffix[name] for name in rows},
-        conditional={name: row.conditional for name, row in rows.items() if row.conditional is not None},
-        class_information={
-            name: row.class_information for name, row in rows.items() if row.class_information is not None
-        },
-        total_correlation={
-            name: row.total_correlation for name, row in rows.items() if row.total_correlation is not None
-        },
+        suffix_entropy={name: suffix[name].entropy for name in rows},
+        conditional=_known({name: row.conditional for name, row in rows.items()}),
+        class_information=_known({name: row.class_information for name, row in rows.items()}),
+        suffix_class_information=_known({name: suffix[name].class_information for name in rows}),
+        marginal_entropy={name: row.marginal_entropy for name, row in rows.items()},
+        total_correlation=_known({name: row.total_correlation for name, row in rows.items()}),
+        conditional_total_correlation=_known({name: row.conditional_total_correlation for name, row in rows.items()}),
         saturation={name: row.entropy / most for name, row in rows.items()},
         activation_rates=rates,
         joint_entropy=joint.entropy,
         joint_conditional=joint.conditional,
         joint_class_information=joint.class_information,
+        joint_marginal_entropy=joint.marginal_entropy,
         joint_total_correlation=joint.total_correlation,
+        joint_conditional_total_correlation=joint.conditional_total_correlation,
         joint_saturation=joint.entropy / most,
     )
+
+
+def _known(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _packed(gates: Gates, name: str | None = None) -> PackedGates:

@@ -1,14 +1,17 @@
 """Exact Hamming distances between bit-packed samples, by integer matrix products over runs of gates.
 
 `D_jk = a_j + a_k - 2 <s_j, s_k>` with `a` the number of ones. int8 products with int32 sums are exact and 4 times as
-fast as float32 ones on a CPU with VNNI (`benchmarks/entropy.py`); bfloat16 would round counts above 256.
+fast as float32 ones on a CPU with VNNI (`benchmarks/entropy.py`); on one without (AMD Zen 3) they take 18 times as
+long, so there float32 is used, which is exact for these counts. bfloat16 would round counts above 256.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import one_hot, pad
 
 from netprism.gates.packing import PackedGates
 
@@ -33,37 +36,16 @@ def hamming(gates: PackedGates) -> Tensor:
     return ones[:, None] + ones - 2 * gram
 
 
-def hamming_to_independent(
-    gates: PackedGates, rates: Tensor, generator: torch.Generator, count: int | None = None
-) -> Tensor:
-    """Numbers of gates that differ from m synthetic samples, with independent gates of the same activation rates.
-
-    The synthetic gates are drawn with rates rounded to 1/65536, a run at a time, and never stored.
-
-    Cost: n m d integer multiply-adds and m d random numbers of 16 bits; memory as `hamming`.
-
-    Args:
-        gates: Gates of n samples.
-        rates: Activation rates `(d,)` in [0, 1].
-        generator: Generator of the random numbers, on the gates' device.
-        count: Number m of independent samples; None: n.
-
-    Returns:
-        int32 `(n, m)`: samples by synthetic samples.
-    """
-    n = len(gates)
-    m = n if count is None else count
-    common = torch.zeros(n, m, dtype=torch.int32, device=gates.bits.device)
-    ones, synthetic_ones = torch.zeros_like(common[:, :1]), torch.zeros_like(common[:1])
-    rates = pad(rates, (0, -len(rates) % 8))
-    for place, run in gates.runs(_RUN):
-        synthetic = _bernoulli(rates[place], m, generator)
-        common += _product(run, synthetic)
+def distances_to(own: Tensor, others: Tensor) -> Tensor:
+    """Numbers of gates that differ between samples, int8 `(n, d)` and `(m, d)` of 0 and 1: int32 `(n, m)`."""
+    common, ones = torch.zeros(len(own), len(others), dtype=torch.int32, device=own.device), torch.ones_like(own[:1])
+    counts, other_counts = torch.zeros_like(common[:, :1]), torch.zeros_like(common[:1])
+    for a, b, one in zip(own.split(_RUN, 1), others.split(_RUN, 1), ones.split(_RUN, 1), strict=True):
+        common += _product(a, b)
         # Sums by products with ones: 50 times as fast as torch.sum from int8 to int32.
-        one = torch.ones_like(run[:1])
-        ones += _product(run, one)
-        synthetic_ones += _product(one, synthetic)
-    return ones + synthetic_ones - 2 * common
+        counts += _product(a, one)
+        other_counts += _product(one, b)
+    return counts + other_counts - 2 * common
 
 
 def activation_rates(gates: PackedGates) -> Tensor:
@@ -76,6 +58,18 @@ def activation_rates(gates: PackedGates) -> Tensor:
     return counts[: gates.size] / len(gates)
 
 
+def class_counts(gates: PackedGates, classes: Tensor) -> Tensor:
+    """How many samples of each class have each gate open, int64 `(C, d)`. Cost: C n d multiply-adds.
+
+    Args:
+        gates: Gates of n samples.
+        classes: Class of each sample `(n,)`, 0 to C - 1.
+    """
+    members = one_hot(classes).T.to(torch.int8).contiguous()
+    runs = [_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)]
+    return torch.cat(runs, dim=1)[:, : gates.size].long()
+
+
 def _add_gram_(gram: Tensor, run: Tensor) -> None:
     """Adds `run @ run.T` to the blocks on and below the diagonal of `gram`."""
     for start in range(0, len(run), _ROWS):
@@ -85,7 +79,7 @@ def _add_gram_(gram: Tensor, run: Tensor) -> None:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` of zeros and ones, int8 `(n, d)` and `(m, d)`, exact: int32 `(n, m)`."""
-    if a.device.type == "cpu":
+    if a.device.type == "cpu" and _int8_is_fast():
         return torch._int_mm(a, b.T)
     if a.device.type == "cuda":  # asks for more than 16 rows, and for multiples of 8
         n, m, extra = len(a), len(b), -a.shape[1] % 8
@@ -94,7 +88,13 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() @ b.float().T).int()  # exact up to 2^24 ones in a run
 
 
-def _bernoulli(rates: Tensor, n: int, generator: torch.Generator) -> Tensor:
+@cache
+def _int8_is_fast() -> bool:
+    """Whether the CPU multiplies int8 in hardware; torch's public name of this is only that of the vector width."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def bernoulli(rates: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Independent draws, int8 `(n, d)`: a random int16 is at most `65536 p - 32769` with probability p."""
     d = len(rates)
     words = torch.empty(n, -(-d // 4), dtype=torch.int64, device=rates.device)

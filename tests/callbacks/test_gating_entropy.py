@@ -20,15 +20,20 @@ def keys(layers, test=True, labels=True, correlation=True):
         "entropy",
         "saturation",
         "input_information",
+        "marginal_entropy",
         *(["class_information"] if labels else []),
         *(["total_correlation"] if correlation else []),
+        *(["conditional_total_correlation"] if correlation and labels else []),
     ]
     each = [
         "entropy",
         "saturation",
         "suffix_entropy",
-        *(["class_information"] if labels else []),
+        "input_information",
+        "marginal_entropy",
+        *(["class_information", "suffix_class_information"] if labels else []),
         *(["total_correlation"] if correlation else []),
+        *(["conditional_total_correlation"] if correlation and labels else []),
     ]
     names = joint + [f"{key}/{layer}" for key in each for layer in layers]
     return {prefix + name for prefix in (["", "test/"] if test else [""]) for name in names}

@@ -8,7 +8,6 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KernelDensity
 
 from netprism.gates.entropy import kde_entropy, pairwise_hamming, transformation_complexity
-from netprism.gates.hamming import _bernoulli
 from netprism.gates.packing import PackedGates
 
 
@@ -52,19 +51,88 @@ def test_every_quantity_against_the_reference(network):
 
 
 def test_total_correlation_against_the_reference(network):
-    gates, _ = network
-    gates = {"linear": gates["linear"][:, :8]}  # 8 gates: no padding among the draws
-    rates = gates["linear"].float().mean(0)
-    draws = torch.Generator().manual_seed(5)
-    independent = _bernoulli(rates, 40, draws).numpy()
-    expected = reference.total_correlation(flat(gates["linear"]), independent, 0.08)
-    result = transformation_complexity(gates, seed=5)
-    assert result.total_correlation["linear"] == pytest.approx(expected, abs=1e-10)
-    assert result.joint_total_correlation == pytest.approx(expected, abs=1e-10)
+    gates, labels = network
+    result = transformation_complexity({"conv": gates["conv"]}, labels, alpha=1.0)  # so wide that nothing is corrected
+    states, y = flat(gates["conv"]), labels.numpy()
+
+    def expected(states):
+        return reference.independent_entropy(states, 48.0) - reference.leave_one_out_entropy(states, 48.0)
+
+    assert result.total_correlation["conv"] == pytest.approx(expected(states), abs=1e-10)
+    of_classes = sum((y == m).mean() * expected(states[y == m]) for m in range(4))
+    assert result.conditional_total_correlation["conv"] == pytest.approx(of_classes, abs=1e-10)
+    assert result.joint_total_correlation == result.total_correlation["conv"]
+    assert result.joint_conditional_total_correlation == result.conditional_total_correlation["conv"]
+
+
+def test_total_correlation_is_what_synthetic_samples_give_on_average():
+    # Narrow kernels: the correction of .4 bits is at work. 12 draws have a standard error of .04 bits.
+    hidden = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    gates = hidden @ torch.randn(3, 12, generator=torch.Generator().manual_seed(1)) > 0
+    draws = np.random.default_rng(0)
+    sampled = [reference.sampled_total_correlation(gates.numpy(), 0.5, draws) for _ in range(12)]
+    found = transformation_complexity({"a": gates}, alpha=0.5 / 12).total_correlation["a"]
+    assert found == pytest.approx(np.mean(sampled), abs=0.3)
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.04, 0.2])
+@pytest.mark.parametrize("d", [64, 512])
+def test_independent_gates_have_no_total_correlation(d, alpha):
+    gates = {"a": torch.rand(1000, d, generator=torch.Generator().manual_seed(d)) < 0.4}
+    result = transformation_complexity(gates, torch.arange(1000) % 4, alpha=alpha)
+    assert result.total_correlation["a"] == pytest.approx(0.0, abs=0.1)
+    assert result.conditional_total_correlation["a"] == pytest.approx(0.0, abs=0.2)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(0.01, 28.5), (0.04, 7.6), (0.2, 0.9)])
+def test_one_bit_copied_64_times(alpha, expected):
+    # On paper, but for the correction: 64 log2(2 / (1 + e)) - 1 with e = exp(-1 / (128 alpha)) is 28.2, 7.58, .94.
+    gates = (torch.rand(2000, 1, generator=torch.Generator().manual_seed(1)) < 0.5).expand(2000, 64)
+    assert transformation_complexity({"a": gates}, alpha=alpha).joint_total_correlation == pytest.approx(expected, 0.05)
+
+
+def test_a_class_that_is_one_gate_has_no_correlation_given_it():
+    # Gates that only tell the class: dependent over all samples, constant in each class.
+    labels = torch.arange(400) % 4
+    result = transformation_complexity({"a": torch.nn.functional.one_hot(labels).bool().repeat(1, 16)}, labels)
+    assert result.total_correlation["a"] > 10
+    assert result.conditional_total_correlation["a"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_samples_without_a_neighbour_have_no_total_correlation():
+    gates = {"a": torch.eye(64, dtype=torch.bool)}
+    result = transformation_complexity(gates, alpha=1e-5)
+    assert result.total_correlation == {}
+    assert result.joint_total_correlation is None
+    assert "total_correlation" not in result.quantities()
+    assert all(math.isfinite(value) for value in result.quantities().values())
+
+
+def test_256_patterns_of_100_gates_have_eight_bits_and_less_after_smoothing():
+    generator = torch.Generator().manual_seed(0)
+    patterns = (torch.rand(256, 100, generator=generator) < 0.5).repeat(8, 1)
+    wide, narrow = (transformation_complexity({"a": patterns}, alpha=alpha).entropy["a"] for alpha in (0.04, 0.01))
+    assert wide < narrow < 8.0
+    assert transformation_complexity({"a": patterns}, alpha=1e-4).entropy["a"] == pytest.approx(8.0)
+
+
+def test_marginal_entropy_and_suffix_class_information(network):
+    gates, labels = network
+    result = transformation_complexity(gates, labels)
+    for name in gates:
+        rates = flat(gates[name]).mean(0)
+        bits = sum(-p * math.log2(p) for rate in rates for p in (rate, 1 - rate) if p > 0)
+        assert result.marginal_entropy[name] == pytest.approx(bits, abs=1e-4)  # rates are float32
+    assert result.joint_marginal_entropy == pytest.approx(sum(result.marginal_entropy.values()))
+    width = 0.04 * 48 + 0.01 * 10
+    states = flat(gates["linear"])
+    expected = reference.kde_entropy(states, width) - reference.conditional_entropy(states, labels.numpy(), width)
+    assert result.suffix_class_information["linear"] == pytest.approx(expected, abs=1e-10)
+    assert result.suffix_class_information["conv"] == result.joint_class_information
 
 
 def test_total_correlation_is_that_of_a_known_law():
-    # Two equal fair gates: TC = 1 bit. A narrow kernel makes the bound tight (H = 1 bit, H + TC = 2 bits).
+    # Two equal fair gates: TC = 1 bit. A narrow kernel smooths nothing away.
     gates = (torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)) < 0.5).expand(4000, 2)
     result = transformation_complexity({"a": gates}, alpha=0.01)
     assert result.entropy["a"] == pytest.approx(1.0, abs=0.01)
@@ -152,6 +220,7 @@ def test_equal_gates_have_no_entropy(bandwidth):
 def test_one_sample_has_no_entropy_and_no_saturation():
     result = transformation_complexity({"a": torch.tensor([[True, False]])}, torch.tensor([3]))
     assert (result.joint_entropy, result.joint_saturation, result.joint_class_information) == (0.0, 0.0, 0.0)
+    assert result.joint_total_correlation is None
 
 
 def test_one_class_tells_nothing(network):

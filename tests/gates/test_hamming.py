@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from netprism.gates import hamming as module
-from netprism.gates.hamming import activation_rates, hamming, hamming_to_independent
+from netprism.gates.hamming import activation_rates, hamming
 from netprism.gates.packing import PackedGates
 
 
@@ -32,33 +32,29 @@ def test_activation_rates_of_more_rows_than_a_byte_counts():
     assert torch.allclose(activation_rates(PackedGates.pack(gates)), gates.float().mean(0))
 
 
-def test_independent_gates_have_the_rates_and_no_correlation():
-    # Two gates that always agree: d(s_j, s_k) is 0 or 2, but against independent gates 1 comes up half of the time.
-    n = 4000
-    gates = random_gates(n, 1, rate=0.5).expand(n, 2)
-    packed = PackedGates.pack(gates)
-    distances = hamming_to_independent(packed, activation_rates(packed), torch.Generator().manual_seed(0))
-    share = torch.bincount(distances.flatten()).double() / n**2
-    assert torch.allclose(share, torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64), atol=0.02)
-    assert (hamming(packed) != 1).all()
+@pytest.mark.parametrize("int8", [True, False])
+def test_int8_and_float_products_are_equal(monkeypatch, int8):
+    monkeypatch.setattr(module, "_int8_is_fast", lambda: int8)
+    gates, other = random_gates(70, 20_000), random_gates(33, 20_000, seed=1)
+    assert torch.equal(hamming(PackedGates.pack(gates)), (gates[:, None] != gates).sum(2).int())
+    expected = (gates[:, None] != other).sum(2).int()
+    assert torch.equal(module.distances_to(gates.view(torch.int8), other.view(torch.int8)), expected)
 
 
-def test_gates_that_never_change_stay_so_when_drawn_independently():
-    gates = torch.zeros(300, 50, dtype=torch.bool)
-    gates[:, 25:] = True
-    packed = PackedGates.pack(gates)
-    drawn = hamming_to_independent(packed, activation_rates(packed), torch.Generator().manual_seed(0))
-    assert (drawn == 0).all()
+def test_counts_of_classes():
+    gates, classes = random_gates(50, 999), torch.arange(50) % 3
+    expected = torch.stack([gates[classes == m].sum(0) for m in range(3)])
+    assert torch.equal(module.class_counts(PackedGates.pack(gates), classes), expected)
 
 
 def test_a_dead_gate_is_never_drawn_open():
-    assert module._bernoulli(torch.zeros(200), 2000, torch.Generator().manual_seed(0)).sum() == 0
-    assert module._bernoulli(torch.ones(200), 2000, torch.Generator().manual_seed(0)).all()
+    assert module.bernoulli(torch.zeros(200), 2000, torch.Generator().manual_seed(0)).sum() == 0
+    assert module.bernoulli(torch.ones(200), 2000, torch.Generator().manual_seed(0)).all()
 
 
 def test_drawn_rates_are_unbiased():
     rates = torch.tensor([0.001, 0.1, 0.5, 0.73, 0.999])
     n = 200_000
-    drawn = module._bernoulli(rates, n, torch.Generator().manual_seed(3)).float().mean(0)
+    drawn = module.bernoulli(rates, n, torch.Generator().manual_seed(3)).float().mean(0)
     standard_error = (rates * (1 - rates) / n).sqrt()
     assert ((drawn - rates).abs() < 5 * standard_error).all()

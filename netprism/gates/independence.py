@@ -1,0 +1,80 @@
+"""What gates with the same activation rates would be if they were independent: the other side of the total correlation.
+
+TC is `sum_i H(sigma_i) - H(Sigma)`, here with both sides smoothed by the kernel of variance s0^2 and the sample itself
+left out. Ren et al. estimate the first side from synthetic samples t_k of independent gates. Its mean over the t_k
+factorises over the gates, so that it is known without drawing any: with `e = exp(-1 / (2 s0^2))`,
+
+    -1/n sum_j log2 E_t exp(-||s_j - t||^2 / (2 s0^2)) = -1/n sum_j sum_i log2[ p_i + (1 - p_i) e  or  1 - p_i + p_i e ]
+
+for an open or a closed gate s_ji, with `p_i` the activation rate among the other samples. A logarithm of a mean over
+n - 1 samples lies below that of the expectation; `null_bias` is by how much, for independent gates.
+
+Source: Ren et al. 2022, eq. (6), (27) and (28) of the first version, https://arxiv.org/abs/2205.01940.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from netprism.gates.hamming import bernoulli, distances_to
+
+_NEGLIGIBLE = 1e-3  # bits
+_ROWS = 256  # samples over which the bias is averaged
+
+
+def marginal_entropy(rates: Tensor) -> float:
+    """Returns C = sum_i H_b(p_i), the entropy of independent gates with these activation rates `(d,)`, in bits."""
+    p = rates.double()
+    return float((torch.special.entr(p) + torch.special.entr(1 - p)).sum()) / math.log(2)
+
+
+def smoothed_cross_entropy(counts: Tensor, n: int, bandwidth: float) -> float:
+    """Returns the first side of the total correlation, see above, in bits. Time O(d).
+
+    Args:
+        counts: How many of the samples have each gate open, `(d,)`.
+        n: Number of samples, at least 2.
+        bandwidth: Variance s0^2 of the kernel.
+    """
+    c = counts.double()
+    differ = math.exp(-0.5 / bandwidth) if bandwidth > 1e-300 else 0.0
+    among_others_if_open, among_others = (c - 1) / (n - 1), c / (n - 1)
+    where_open = among_others_if_open + (1 - among_others_if_open) * differ
+    where_closed = 1 - among_others + among_others * differ
+    least = 5e-324  # a gate that is open once has no kernel left at bandwidths below 1 / 1400
+    logs = torch.special.xlogy(c, where_open.clamp_min(least)) + torch.special.xlogy(
+        n - c, where_closed.clamp_min(least)
+    )
+    return -float(logs.sum()) / n / math.log(2)
+
+
+def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0) -> float:
+    """Returns by how much H of n independent gates, each sample left out, exceeds its limit for many samples, in bits.
+
+    It is negligible, and 0 here, unless kernels vary much: distances of independent gates have variance
+    v = sum_i p_i (1 - p_i), and the relative variance of the kernels is about exp(v / (2 s0^2)^2) - 1. Behind
+    convolutions at the default bandwidth it always is.
+
+    Cost: O(d) where it is negligible; otherwise (n + 256) d random numbers and 256 n d multiply-adds.
+
+    Args:
+        counts: How many of the samples have each gate open, `(d,)`.
+        n: Number of samples, at least 2.
+        bandwidth: Variance s0^2 of the kernel.
+        seed: Seed of the random numbers.
+    """
+    p = counts.double() / n
+    exponent = float((p * (1 - p)).sum()) / max(4 * bandwidth**2, 1e-300)
+    expected = math.expm1(min(exponent, 50.0)) / (2 * (n - 1) * math.log(2))
+    if expected < _NEGLIGIBLE:
+        return 0.0
+    draws = torch.Generator(counts.device).manual_seed(seed)
+    rows = min(n, _ROWS)
+    own, others = (bernoulli(p.float(), m, draws) for m in (rows, n - 1))
+    logs = (-distances_to(own, others).double() / (2 * bandwidth)).logsumexp(1) - math.log(n - 1)
+    differ = math.exp(-0.5 / bandwidth)
+    limit = torch.where(own.bool(), p + (1 - p) * differ, 1 - p + p * differ).log().sum(1)
+    return float((limit - logs).mean()) / math.log(2)
