@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor_data import MonitorData, monitor_data, targets_of
+from netprism.callbacks._monitor_data import MonitorData, labels_of_items, monitor_data, targets_of
 from netprism.callbacks._view import Batch, View, check_finite
 from netprism.knowledge.epoch_projection import NetworkFeatures, network_features
-from netprism.taps import last_linear
+
+MOST_ITEMS = 1 << 62  # all; of a stream, as many as fit
+READ = 4  # items whose labels are read, per image that is wanted
 
 
 def images_of_classes(
@@ -39,10 +40,14 @@ def images_of_classes(
     Raises:
         ValueError: The data set does not tell its labels, or has fewer than 3 images or 2 classes.
     """
-    data = monitor_data(view.trainer, "train", sys.maxsize, batch_size, seed, given)
-    targets = None if data is None else targets_of(data.dataset)
-    if data is None or targets is None:
-        raise ValueError("labels of the training data are unknown; expected train_data= with `targets`")
+    data = monitor_data(view.trainer, "train", MOST_ITEMS, batch_size, seed, given, name=view.name)
+    assert data is not None  # there are training data
+    targets, own = targets_of(data.dataset), None
+    if targets is None:
+        rank_zero_info(f"{view.name}: reads labels out of up to {READ * classes * each} items; the data set lists none")
+        if (read := labels_of_items(data, READ * classes * each)) is None:
+            raise ValueError(f"{view.name}: the training data have no integer label per sample; expected classes")
+        own, targets = read
     draws, each = torch.Generator().manual_seed(seed), min(each, 3) if view.is_dry_run else each
     order, present = torch.randperm(len(targets), generator=draws), targets.unique()
     chosen = present[torch.randperm(len(present), generator=draws)[:classes]].sort()[0].tolist()
@@ -56,7 +61,9 @@ def images_of_classes(
         few = {c: count for c, count in counts.items() if count < each}
         rank_zero_warn(f"{view.name}: fewer than {each} images of some classes: {few}")
     images = order[torch.isin(order, torch.cat(list(members.values())))].tolist()
-    return replace(data, batches=[images[i : i + batch_size] for i in range(0, len(images), batch_size)]), chosen
+    images = images if own is None else [own[i] for i in images]
+    batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    return view.prepare(replace(data, batches=batches), "train"), chosen
 
 
 def collect_features(
@@ -75,14 +82,14 @@ def collect_features(
         categories: Classes of the images, rising. Other columns of the logits are dropped, and labels are indices into
             `categories`.
         layers: Names of layers with feature maps.
-        logits_layer: The layer of the logits; None for the last fully connected one.
+        logits_layer: The layer of the logits; None for the last fully connected one that runs.
         max_grid: Largest number of rows and of columns of regions.
 
     Raises:
         ValueError: A layer is unknown or gives values that are not finite; there are no integer labels; the logits are
             not (N, C) with a C above all classes.
     """
-    logits_layer = logits_layer or last_linear(view.network)
+    logits_layer = logits_layer or view.logits_layer(data)
 
     def look(batch: Batch) -> dict[str, Tensor]:
         if batch.labels is None:

@@ -32,7 +32,8 @@ def disentangled_feature(
     """
     if isinstance(view.pl_module, HasDisentangledFeature):
         return view.pl_module.disentangled_feature()
-    cut = SplitNetwork(view.model, str(layer), head, relative_to=view.network)
+    layer = view.layers([layer or view.default_layers(data)[-1]])[0]
+    cut = SplitNetwork(view.model, layer, head, relative_to=view.network)
     steps = min(steps, 2) if view.is_dry_run else steps
     nets = distiller.distil(_pairs(view, cut, data, steps), steps, learning_rate)
     return DisentangledFeature(distiller.orders, cut, lambda x: nets(x.float()))

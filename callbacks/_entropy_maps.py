@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from netprism.discarding.concentration import box_mask, segment_mask
+from netprism.discarding.reconstruction import reconstruction_uncertainty
+from netprism.discarding.sid import strict_information_discarding
 from netprism.figures import discarding as figures
 from netprism.metrics.discarding import DiscardingMetric
 
@@ -29,6 +32,43 @@ def masks_of(batch: Any, size: tuple[int, int]) -> Tensor | None:  # noqa: ANN40
     if found.dim() == 2 and found.shape[1] == 4:
         return box_mask(found, size, original)
     return segment_mask(found, size) if found.dim() == 3 or (found.dim() == 4 and found.shape[1] == 1) else None
+
+
+def maps_of(
+    model: nn.Module,
+    x: Tensor,
+    scale: Mapping[str, float],
+    decoders: Mapping[str, nn.Module],
+    share_channels: bool,
+    options: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Returns the images "x" and their entropy maps, "SID/<layer>" of the layers in `scale`, "RU/<layer>" of decoders.
+
+    Args:
+        model: The network as a function of `x`.
+        x: Images.
+        scale: Feature scale of each layer.
+        decoders: Decoders of some of the layers.
+        share_channels: Whether SID has one sigma per pixel.
+        options: Options of `strict_information_discarding` and `reconstruction_uncertainty`.
+    """
+    sid_options = options | {"share_channels": share_channels, "measure_ratio": False}
+    results = strict_information_discarding(model, list(scale), x, scale=dict(scale), **sid_options)
+    found = {"x": x} | {f"SID/{layer}": result.entropy_map for layer, result in results.items()}
+    for layer, decoder in decoders.items():
+        given = model, layer, decoder.to(x.device), x
+        found[f"RU/{layer}"] = (
+            reconstruction_uncertainty(*given, scale=scale[layer], **options).entropy_map
+            if scale[layer] > 0
+            else torch.full_like(x, torch.nan)  # no image reaches the layer: no reason to end a training
+        )
+    return found
+
+
+def joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the rows of all parts by name."""
+    found = list(parts)
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 def mean_values(maps: Mapping[str, Tensor]) -> dict[str, float]:

@@ -17,14 +17,17 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 from torch.utils.data import Dataset
 
-from netprism.callbacks._monitor_data import MonitorData, Split, inputs_and_labels, monitor_data
-from netprism.callbacks._view import Unpack, View, undisturbed
+from netprism.callbacks._calling import Call, Unpack
+from netprism.callbacks._monitor_data import MonitorData, Split, monitor_data
+from netprism.callbacks._view import View, undisturbed
 from netprism.distributed import all_gather_object, in_one_line, is_reported, run_on_all_ranks
 from netprism.loggers import publish
+from netprism.outline import evenly
 
 OnError = Literal["raise", "warn"]  # what an error in a measurement does: end the training, or cost its numbers alone
 log = logging.getLogger(__name__)
 DRY_RUN_SAMPLES = 32
+MOST_LAYERS_LOGGED = 24  # ten keys each; ResNet-50 would log 500 and DenseNet-121 1 220
 
 
 class Monitor(pl.Callback):
@@ -46,9 +49,16 @@ class Monitor(pl.Callback):
             and tries again the next time.
         train_data: A map-style data set to use instead of the trainer's training data.
         test_data: A map-style data set to use instead of the data module's test set or the first validation loader's.
-        unpack: Function from a batch to (inputs, integer labels or None); by default the first two items, or the usual
-            keys of a dict. Lightning's batch transfer hooks are not called, since they may augment: normalise here
-            what they would.
+        unpack: Function from a batch to `(inputs, labels or None)` or `(args, kwargs, labels or None)`; inputs that are
+            a tuple are several arguments, a dict gives keywords. By default it is found by trying, on four samples:
+            the keywords of a dict that `forward` takes, its image, the first item of a tuple, or as many as `forward`
+            asks for, the first of several views, the flattened image. Lightning's batch transfer hooks are not called,
+            since they may augment: normalise here what they would.
+        test_loader: Name or number of the validation loader whose samples are the test set; None for the first.
+        per_layer: Whether to log the keys of single layers; or of how many layers at most, at even distances through
+            the network. The figures have all.
+        call: Function from the LightningModule and a batch, on its device, to an output, in place of `unpack`.
+        network: Name of the part to look at, such as "discriminator"; it is called itself. None for the module.
     """
 
     def __init__(
@@ -63,18 +73,26 @@ class Monitor(pl.Callback):
         on_error: OnError = "raise",
         train_data: Dataset[Any] | None = None,
         test_data: Dataset[Any] | None = None,
-        unpack: Unpack = inputs_and_labels,
+        unpack: Unpack | None = None,
+        call: Call | None = None,
+        network: str | None = None,
+        test_loader: str | int | None = None,
+        per_layer: bool | int = MOST_LAYERS_LOGGED,
     ) -> None:
         check_at_least(num_images=(num_images, 1), batch_size=(batch_size, 1), every_n_epochs=(every_n_epochs, 1))
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; expected {' or '.join(get_args(OnError))}")
         self.name, self.every_n_epochs, self.measure_untrained = name, every_n_epochs, measure_untrained
         self.num_images, self.batch_size, self.seed = num_images, batch_size, seed
-        self.on_error, self.unpack = on_error, unpack
+        if unpack is not None and call is not None:
+            raise ValueError("unpack and call are both given; expected one of them")
+        self.test_loader, self.per_layer = test_loader, per_layer
+        self.on_error, self.unpack, self.call, self.network = on_error, unpack, call, network
         self.history: list[dict[str, float]] = []  # one row per measurement: epoch, and the values without the prefix
         self._given: dict[Split, Dataset[Any] | None] = {"train": train_data, "test": test_data}
         self._data: dict[Split, MonitorData | None] = {}
         self._is_drawn = False
+        self._has_said = False  # that not all layers are logged
 
     @abstractmethod
     def measure(self, view: View, epoch: int) -> dict[str, float]:
@@ -151,10 +169,11 @@ class Monitor(pl.Callback):
         """
         if self._data.get(split) is None:  # validation may begin late
             wanted = min(self.num_images, DRY_RUN_SAMPLES) if view.is_dry_run else self.num_images
-            data = monitor_data(view.trainer, split, wanted, self.batch_size, self.seed, self._given[split])
+            choice = wanted, self.batch_size, self.seed, self._given[split], self.test_loader, self.name
+            data = monitor_data(view.trainer, split, *choice)
             if data is not None and len(data) < wanted:
                 rank_zero_info(f"{self.name}: {len(data)} {split} samples; num_images is {wanted}, there are no more")
-            self._data[split] = data
+            self._data[split] = None if data is None else view.prepare(data, split)
         return self._data[split]
 
     def publish(
@@ -191,15 +210,32 @@ class Monitor(pl.Callback):
             return {}
         # A resumed run measures the epoch it was stopped in once more.
         self.history = [row for row in self.history if row["epoch"] < epoch] + [{"epoch": epoch, **values}]
-        return {f"{self.name}/{key}": value for key, value in values.items()}
+        return {f"{self.name}/{key}": values[key] for key in self._logged(list(values))}
+
+    def _logged(self, keys: list[str]) -> list[str]:
+        """The keys without those of layers above `per_layer`, which is said once."""
+        layers = list(dict.fromkeys(filter(None, map(_layer_of, keys))))
+        most = len(layers) if self.per_layer is True else int(self.per_layer)
+        if len(layers) <= most:
+            return keys
+        chosen = set(evenly(layers, most)) if most else set()
+        if most and not self._has_said:
+            rank_zero_info(f"{self.name}: logs {most} of {len(layers)} layers; per_layer=True logs all, False none")
+            self._has_said = True
+        return [key for key in keys if _layer_of(key) in {"", *chosen}]
 
     def _measure_undisturbed(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
         with undisturbed(pl_module):
             all_gather_object(None)  # all ranks have come this far: none waits in a broadcast for one out of memory
             _take_buffers_of_rank_0(pl_module)
-            view = View(trainer, pl_module, self.name, self.unpack)
+            view = View(trainer, pl_module, self.name, self.unpack, self.call, self.network)
             pl_module.eval()
             return self.measure(view, epoch)
+
+
+def _layer_of(key: str) -> str:
+    """`layer1` of `entropy/layer1` and of `test/entropy/layer1`; "" of a key of the whole network."""
+    return key.removeprefix("test/").partition("/")[2]
 
 
 def check_at_least(**options: tuple[float, float]) -> None:

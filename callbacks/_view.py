@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import move_data_to_device
+from pytorch_lightning.utilities import move_data_to_device, rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from tqdm import tqdm
 
-from netprism.callbacks._monitor_data import MonitorData
-from netprism.distributed import all_gather_object, run_on_all_ranks
+from netprism.callbacks._calling import (
+    Arguments,
+    Call,
+    Called,
+    FunctionOfOne,
+    Unpack,
+    Way,
+    callable_and_network,
+    describe,
+    labels_of,
+    network_of,
+    one_by_one,
+    own_name,
+    tensors_of,
+    unpacked,
+    ways,
+)
+from netprism.callbacks._monitor_data import MonitorData, as_classes
+from netprism.distributed import all_gather_object, in_one_line, run_on_all_ranks
 from netprism.loggers import is_dry_run
+from netprism.module_names import match_name
+from netprism.outline import RanLayer, last_linear_that_ran, outermost_blocks, ran_layers
+from netprism.taps import find_layer, layer_names
 
 T = TypeVar("T")
-Unpack = Callable[[Any], tuple[Any, Tensor | None]]
+TRIED = 4  # samples on which ways to call the model are tried
 
 
 @dataclass(frozen=True)
@@ -48,12 +69,22 @@ class View:
         trainer: The trainer at work.
         pl_module: The module that is trained.
         name: Name of the monitor, shown on progress bars.
-        unpack: Function from a batch to (inputs, integer labels or None).
+        unpack: Function from a batch to what the network gets, and labels; None to find out.
+        call: Function from the module and a batch to an output, or None.
+        network: Name of the network to look at, where there are several; None for the module's `forward`.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str, unpack: Unpack) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        name: str,
+        unpack: Unpack | None = None,
+        call: Call | None = None,
+        network: str | None = None,
+    ) -> None:
         self.trainer, self.pl_module, self.name = trainer, pl_module, name
-        self._unpack = unpack
+        self._unpack, self._call, self._chosen = unpack, call, network
         # Normalisation layers are in train mode as well, but draw no random numbers.
         self._stochastic = [m for m in pl_module.modules() if m.training and not isinstance(m, _NormBase)]
 
@@ -67,25 +98,198 @@ class View:
         """Whether the training is one of Lightning's `fast_dev_run`s."""
         return is_dry_run(self.trainer)
 
-    @property
+    @cached_property
     def model(self) -> nn.Module:
-        """What is called: the LightningModule, or its one network where it has no `forward` of its own."""
-        return self._called[0]
-
-    @property
-    def network(self) -> nn.Module:
-        """The module as seen from which layers are named: see :func:`callable_and_network`."""
-        return self._called[1]
+        """What is called, with what :meth:`load` gives as inputs: the LightningModule, or one network in it."""
+        return Called(self._target, self.pl_module, self._call)
 
     @cached_property
-    def _called(self) -> tuple[nn.Module, nn.Module]:
-        return callable_and_network(self.pl_module)
+    def network(self) -> nn.Module:
+        """The module as seen from which layers are named: see :func:`callable_and_network`."""
+        return self._callable_and_network[1]
+
+    @property
+    def _target(self) -> nn.Module:
+        return self._callable_and_network[0]
+
+    @cached_property
+    def _callable_and_network(self) -> tuple[nn.Module, nn.Module]:
+        if self._call is not None and self._chosen is None:
+            return self.pl_module, network_of(self.pl_module)
+        return callable_and_network(self.pl_module, self._chosen)
+
+    def prepare(self, data: MonitorData, split: str) -> MonitorData:
+        """Finds out how the network is called on samples, by trying it on a few; and warns of augmented ones.
+
+        Raises:
+            ValueError: No way fits; names what was tried, and the line to write.
+        """
+        found = replace(data, way=self._find_way(data))
+        first, second = (self.load(replace(found, seed=data.seed + shift), 0, TRIED).inputs for shift in (0, 1))
+        pairs = zip(tensors_of(first), tensors_of(second), strict=False)
+        if not all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            rank_zero_warn(
+                f"{self.name}: the {split} data are augmented at random: give {split}_data= without augmentation"
+            )
+        return found
+
+    def _find_way(self, data: MonitorData) -> Way | None:
+        """The way that works, None where the user has given one."""
+        raw = self._load_raw(data, 0, TRIED)
+        if self._call is not None or self._unpack is not None:
+            given = "call" if self._call is not None else "unpack"
+            try:
+                self.forward(self.load(data, 0, TRIED).inputs)
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"{self.name}: {given}= does not fit {type(self._target).__name__} on a batch that is "
+                    f"{describe(raw)} ({in_one_line(error)})"
+                ) from error
+            return None
+        tried: list[str] = []
+        causes: list[Exception] = []
+        for way in ways(raw, self._target.forward):
+            try:
+                if self.forward(self._on_device(way.inputs(raw))) is None:
+                    raise ValueError("it returns None")
+            except (MemoryError, torch.cuda.OutOfMemoryError):
+                raise
+            except Exception as error:
+                tried.append(f"{type(self._target).__name__}({way.text})")
+                causes.append(error)
+                continue
+            if not way.is_usual:
+                rank_zero_info(f"{self.name}: calls {type(self._target).__name__}({way.text}) on batches of the data")
+            return way
+        kind = type(self.pl_module).__name__
+        children = [name for name, child in self.pl_module.named_children() if any(True for _ in child.parameters())]
+        other = f", or network='{children[-1]}' (of {', '.join(children)})" if len(children) > 1 else ""
+        raise ValueError(
+            f"{self.name}: {kind} does not run on a batch that is {describe(raw)}; tried {', '.join(tried)} "
+            f"({in_one_line(causes[0])}); write unpack=lambda batch: (what forward gets, labels or None){other}"
+        ) from causes[0]
+
+    def layers(self, layers: Sequence[str]) -> list[str]:
+        """Returns layers by the names that are logged; full names, as of `named_modules()`, are accepted too."""
+        known, owner = layer_names(self.model, self.network), own_name(self.pl_module, self.network)
+
+        def short(name: str) -> str:
+            for sign in ("#", ":"):  # a call of a layer, a functional call in it
+                start, found, end = name.partition(sign)
+                if found:
+                    return (owner_or(start) if start else "") + found + end
+            return owner_or(name)
+
+        def owner_or(name: str) -> str:
+            return match_name(name, known, owner) or ("" if name == owner else name)
+
+        return [short(name) or name for name in ([layers] if isinstance(layers, str) else layers)]
+
+    def gating_layers(self, layers: Sequence[str] | int | None) -> Sequence[str] | int | None:
+        """Returns names of gating layers, see :meth:`layers`; a number of them and None are kept."""
+        return layers if layers is None or isinstance(layers, int) else self.layers(layers)
+
+    def default_layers(self, data: MonitorData, kind: Literal["any", "maps"] = "any") -> list[str]:
+        """Returns the layers to look at where nobody has named any, and says which: see `outermost_blocks`.
+
+        Args:
+            data: Samples to run the network on, once.
+            kind: "maps" for feature maps only.
+
+        Raises:
+            ValueError: There are none; lists the layers.
+        """
+        points = getattr(self.network, "tap_points", None)
+        if points:
+            return list(points)
+        found = outermost_blocks(
+            self.network, self._ran(data), min(TRIED, len(data.batches[0])), dims=4 if kind == "maps" else None
+        )
+        if not found:
+            listed = ", ".join(layer_names(self.model, self.network)[:20])
+            raise ValueError(
+                f"{self.name}: layers is None; expected {'maps' if kind == 'maps' else 'layers'}: {listed}"
+            )
+        rank_zero_info(f"{self.name}: layers={found}, the outermost blocks of {type(self.network).__name__}")
+        return found
+
+    def logits_layer(self, data: MonitorData) -> str:
+        """Returns the last fully connected layer that runs.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if (found := last_linear_that_ran(self._ran(data))) is None:
+            kind = type(self.network).__name__
+            raise ValueError(f"{self.name}: {kind} has no fully connected layer; expected one, or logits_layer=")
+        return found
+
+    def _ran(self, data: MonitorData) -> dict[nn.Module, RanLayer]:
+        inputs = self.load(data, 0, TRIED).inputs
+        return ran_layers(self.model, lambda: self.forward(inputs), self.network)
+
+    def function_of_one(self, batch: Batch, input_layer: str | None = None) -> list[tuple[nn.Module, Tensor]]:
+        """Returns the network as a function of one tensor, and this tensor: once, or once per sample.
+
+        Where the network gets several tensors the samples come one by one, since the function may be called on any
+        number of rows.
+
+        Args:
+            batch: The samples.
+            input_layer: Layer whose output is the argument, for inputs that are no floating numbers.
+
+        Raises:
+            TypeError: There is no floating tensor.
+        """
+        if isinstance(batch.inputs, Tensor) and input_layer is None:
+            return [(self.model, batch.inputs)]
+        layer = None if input_layer is None else find_layer(self.model, input_layer, self.network)
+        tensors = tensors_of(batch.inputs)
+        rows = len(tensors[0]) if tensors else 1
+        parts = [batch.inputs] if len(tensors) == 1 and layer is None else one_by_one(batch.inputs, rows)
+        try:
+            functions = [FunctionOfOne(self.model, part, layer) for part in parts]
+        except TypeError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        with self.precision(), buffers_kept(self.pl_module):
+            return [(function, function.start()) for function in functions]
 
     def load(self, data: MonitorData, number: int, size: int | None = None) -> Batch:
         """Loads batch `number`, or its first `size` samples, and seeds what may be drawn for it."""
-        raw = data.load(number, size)
-        inputs, labels = move_data_to_device(self._unpack(raw), self.device)
-        return Batch(self.trainer.precision_plugin.convert_input(inputs), labels, raw, number)
+        raw = self._load_raw(data, number, size)
+        labels: object
+        if self._call is not None:
+            inputs, labels = raw, labels_of(raw)
+        elif self._unpack is not None:
+            inputs, labels = unpacked(self._unpack(raw), self._target.forward)
+        elif data.way is not None:
+            inputs, labels = data.way.inputs(raw), labels_of(raw)
+        else:
+            return self.load(replace(data, way=self._find_way(data)), number, size)
+        classes = as_classes(labels)
+        return Batch(self._on_device(inputs), None if classes is None else classes.to(self.device), raw, number)
+
+    def _load_raw(self, data: MonitorData, number: int, size: int | None) -> Any:  # noqa: ANN401 - a user's batch
+        try:
+            return data.load(number, size)
+        except RuntimeError as error:
+            if "equal size" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.name}: samples have several sizes ({in_one_line(error)}); write batch_size=1"
+            ) from error
+
+    def _on_device(self, inputs: Any) -> Any:  # noqa: ANN401 - a user's batch
+        """The inputs on the network's device and in the trainer's precision."""
+
+        def moved(value: Any) -> Any:  # noqa: ANN401 - a user's batch
+            return self.trainer.precision_plugin.convert_input(move_data_to_device(value, self.device))
+
+        if isinstance(inputs, Arguments):
+            return Arguments(moved(inputs.args), moved(inputs.kwargs))
+        return moved(inputs)
 
     def forward(self, inputs: Any) -> Any:  # noqa: ANN401 - a model's own
         """Runs the network once without gradients, in the trainer's precision; returns its output."""
@@ -168,11 +372,19 @@ class View:
 
         found = {number: rows for part in all_gather_object(run_on_all_ranks(own)) for number, rows in part.items()}
         ordered = [found[number] for number in sorted(found)]
+        for name, first in ordered[0].items():
+            other = next((rows[name] for rows in ordered if rows[name].shape[1:] != first.shape[1:]), None)
+            if other is not None:
+                shapes = f"{tuple(first.shape[1:])} and {tuple(other.shape[1:])}"
+                raise ValueError(
+                    f"{self.name}: {name} of two samples have shapes {shapes}; expected one size of inputs"
+                )
         return {name: torch.cat([rows[name] for rows in ordered]) for name in ordered[0]}
 
     def progress(self, work: Iterable[T], what: str) -> tqdm[T]:
         """A bar over the steps of long work, on rank 0 and where the trainer has one."""
-        hidden = not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None
+        # A log file would get a line for each refresh.
+        hidden = not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None or not is_watched()
         return tqdm(work, desc=f"{self.name} {what}", leave=False, disable=hidden)
 
 
@@ -216,32 +428,9 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def callable_and_network(pl_module: pl.LightningModule) -> tuple[nn.Module, nn.Module]:
-    """Returns what a monitor calls, and the network whose layer names it logs.
-
-    The names leave out the attribute that holds the network, where all parameters are in one: `layer1.0.relu` and not
-    `net.layer1.0.relu`. Where a LightningModule has no `forward` of its own, its network is called instead.
-
-    Raises:
-        ValueError: The module has no `forward`, and no single network to call instead.
-    """
-    network = network_of(pl_module)
-    if type(pl_module).forward.__qualname__ != "LightningModule.forward":
-        return pl_module, network
-    if network is pl_module:
-        names = ", ".join(name for name, child in pl_module.named_children() if _has_parameters(child)) or "none"
-        raise ValueError(f"{type(pl_module).__name__} has no forward, and not one network to call instead ({names})")
-    return network, network
-
-
-def network_of(pl_module: pl.LightningModule) -> nn.Module:
-    """Returns the part from which layers are named: the network that has all parameters, otherwise the module."""
-    networks = [child for child in pl_module.children() if _has_parameters(child)]
-    return networks[0] if len(networks) == 1 else pl_module
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+def is_watched() -> bool:
+    """Tells whether somebody sees a progress bar: in a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def check_finite(features: Mapping[str, Tensor], name: str) -> None:

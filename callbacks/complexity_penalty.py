@@ -9,10 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
+from netprism.callbacks._calling import network_of
 from netprism.callbacks._epoch_means import EpochMeans
 from netprism.callbacks._monitor import check_at_least
 from netprism.callbacks._training_step import WrappedStep
-from netprism.callbacks._view import network_of
 from netprism.figures import complexity_loss as figures
 from netprism.gates.loss import ComplexityLoss
 from netprism.loggers import publish

@@ -17,7 +17,7 @@ from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import View, check_finite
 from netprism.components.disentangler import FEW_ORDERS
-from netprism.components.distillation import DisentangledFeature, Distiller, HasDisentangledFeature
+from netprism.components.distillation import DisentangledFeature, Distiller
 from netprism.components.measures import Components, quantities
 from netprism.distributed import run_on_all_ranks
 from netprism.figures import components as figures
@@ -51,7 +51,8 @@ class FeatureComponents(Monitor):
     one). A distillation takes `steps` batches forward and backward, on every rank the same.
 
     Args:
-        layer: Layer of the feature, see `netprism.components.SplitNetwork`. A `Disentangler` needs neither this nor the
+        layer: Layer of the feature, see `netprism.components.SplitNetwork`; None for the last of the network's
+            `tap_points`, or of its outermost blocks. A `Disentangler` needs neither this nor the
             options of the nets, `orders`, `width`, `skip`, `steps` and `learning_rate`.
         orders: Numbers of ReLUs l, rising, each 3m + 1.
         width: The factor r: nets of 128 r, 256 r and 512 r channels.
@@ -97,8 +98,6 @@ class FeatureComponents(Monitor):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forgets the data of another trainer and, in a training from the start, measurements and nets."""
         super().setup(trainer, pl_module, stage)
-        if not isinstance(pl_module, HasDisentangledFeature) and self.layer is None:
-            raise ValueError(f"{self.name}: layer is None; expected the name of a layer of {type(pl_module).__name__}")
         if stage == "fit" and trainer.global_step == 0:
             self.distiller.load_state_dict(None)
 

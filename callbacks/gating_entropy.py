@@ -133,7 +133,7 @@ class GatingEntropy(Monitor):
         """The metric with the gates and labels of this rank's batches."""
         labels: list[Tensor] = []
         rows = 0
-        with record_gates(view.model, self.kinds, self.layers, relative_to=view.network) as record:
+        with record_gates(view.model, self.kinds, view.gating_layers(self.layers), relative_to=view.network) as record:
             for batch in view.batches(data, split):
                 view.forward(batch.inputs)
                 rows += len(data.batches[batch.number])

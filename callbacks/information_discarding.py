@@ -7,19 +7,16 @@ from functools import partial
 from typing import Any, get_args
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
 
-from netprism.callbacks._entropy_maps import draw_maps, masks_of, mean_values
+from netprism.callbacks._entropy_maps import draw_maps, joined, maps_of, masks_of, mean_values
 from netprism.callbacks._monitor import Monitor, check_at_least
-from netprism.callbacks._monitor_data import Split
+from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import Batch, View, buffers_kept
 from netprism.discarding.constants import ALPHA, Method
 from netprism.discarding.decoder import load_decoders
 from netprism.discarding.layer_view import LayerView
-from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sensitivity import jacobian_norms
-from netprism.discarding.sid import strict_information_discarding
 from netprism.figures import discarding as figures
 from netprism.runs.checkpoints import read_training
 
@@ -45,7 +42,7 @@ before the layer reacts | nat | to log max_sigma + C | |
     passes forward and back. 15 % of an epoch of ResNet-8 on digits, see docs/discarding.md.
 
     Args:
-        layers: Names of layers; None for the `tap_points` of a netprism network.
+        layers: Names of layers; None for the `tap_points` of a netprism network, or the outermost blocks of another.
         num_images: Number of measured images, equally many per class as far as possible.
         decoders: {layer: decoder of its features}, or the checkpoint of an `InputDecoder` of this very network; RU is
             meaningful only while the network is the one for which the decoders were trained.
@@ -60,6 +57,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         num_shown: Number of images in the pictures, which take about .3 s to draw; 0: no pictures.
         split: "test" or "train": which images; training images where there is no test set.
         batch_size: Number of images in a forward pass.
+        input_layer: Layer whose output is the input x, for a network that gets integers: its embedding.
         name: Prefix of the logged keys.
         options: The other options are those of `Monitor`.
 
@@ -81,6 +79,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         num_shown: int = 8,
         split: Split = "test",
         batch_size: int = 8,
+        input_layer: str | None = None,
         name: str = "discarding",
         **options: Any,
     ) -> None:
@@ -89,6 +88,7 @@ before the layer reacts | nat | to log max_sigma + C | |
             raise ValueError(f"method is {method!r}; expected {' or '.join(get_args(Method))}")
         super().__init__(name, num_images=max(num_images, num_scale_images), batch_size=batch_size, **options)
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
+        self.input_layer = input_layer
         self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
         self.measuring: dict[str, Any] = dict(alpha=alpha, method=method, num_vjps=num_vjps, max_sigma=max_sigma)
@@ -96,7 +96,7 @@ before the layer reacts | nat | to log max_sigma + C | |
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above; every rank measures its batches, and all get the numbers of all."""
         data = self.choose_data(view, self.split) or self.choose_data(view, "train")
-        layers = self._layers(view)
+        layers = self._layers(view, data)
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
@@ -110,40 +110,36 @@ before the layer reacts | nat | to log max_sigma + C | |
         if self.history:
             self.publish(trainer, lambda folder: figures.draw(self.history, folder, self.name))
 
-    def _layers(self, view: View) -> list[str]:
-        layers = getattr(view.network, "tap_points", None) if self.layers is None else self.layers
-        if not layers:
-            raise ValueError(f"{self.name}: layers is {self.layers}; expected layers of {type(view.network).__name__}")
+    def _layers(self, view: View, data: MonitorData) -> list[str]:
+        if self.layers is None:
+            self.layers = view.default_layers(data)
+        layers = view.layers(self.layers)
         if isinstance(self.decoders, str) and not self._decoders:
             self._decoders = {**load_decoders(read_training(self.decoders))}
         for layer in self._decoders:
             if layer not in layers:
                 raise ValueError(f"{self.name}: a decoder is of layer {layer!r}; expected one of {', '.join(layers)}")
-        return list(layers)
+        return layers
 
     def _norms(self, view: View, layers: list[str], batch: Batch) -> dict[str, Tensor]:
         """||J||_F^2 of the images of a batch."""
-        layer_view = LayerView(view.model, layers, relative_to=view.network)
+        seed, functions = self.seed + _SEEDS * batch.number, view.function_of_one(batch, self.input_layer)
         with buffers_kept(view.pl_module):
-            return jacobian_norms(layer_view, batch.inputs, seed=self.seed + _SEEDS * batch.number)
+            return joined(
+                jacobian_norms(LayerView(model, layers, relative_to=view.network), x, seed=seed + i)
+                for i, (model, x) in enumerate(functions)
+            )
 
     def _maps(self, view: View, scale: dict[str, float], batch: Batch) -> dict[str, Tensor]:
         """Entropy maps of the measured images of a batch: "x", "mask", "SID/<layer>", "RU/<layer>"."""
-        x, options = batch.inputs[: self.num_measured - batch.number * self.batch_size], self.measuring
-        options = options | {"seed": self.seed + _SEEDS * batch.number, "relative_to": view.network}
-        found = {"x": x}
-        mask = self.masks(batch.raw, tuple(x.shape[2:])) if x.dim() == 4 else None
-        if mask is not None:
-            found["mask"] = mask[: len(x)]
+        number = self.num_measured - batch.number * self.batch_size
+        functions = [(model, x[:number]) for model, x in view.function_of_one(batch, self.input_layer)[:number]]
+        seed, options = self.seed + _SEEDS * batch.number, self.measuring | {"relative_to": view.network}
         with buffers_kept(view.pl_module):
-            sid_options = options | {"share_channels": self.share_channels, "measure_ratio": False}
-            results = strict_information_discarding(view.model, list(scale), x, scale=scale, **sid_options)
-            found |= {f"SID/{layer}": result.entropy_map for layer, result in results.items()}
-            for layer, decoder in self._decoders.items():
-                given = view.model, layer, decoder.to(x.device), x
-                found[f"RU/{layer}"] = (
-                    reconstruction_uncertainty(*given, scale=scale[layer], **options).entropy_map
-                    if scale[layer] > 0
-                    else torch.full_like(x, torch.nan)  # no image reaches the layer: no reason to end a training
-                )
-        return found
+            found = joined(
+                maps_of(model, x, scale, self._decoders, self.share_channels, options | {"seed": seed + i})
+                for i, (model, x) in enumerate(functions)
+            )
+        x = found["x"]
+        mask = self.masks(batch.raw, (x.shape[2], x.shape[3])) if x.dim() == 4 else None
+        return found if mask is None else found | {"mask": mask[: len(x)]}

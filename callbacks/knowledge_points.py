@@ -43,12 +43,12 @@ class KnowledgePoints(Monitor):
     bytes, 2 N^2 R bytes for the matches, and 100 MB.
 
     Args:
-        layers: Names of layers with feature maps (K, H, W); a vector is one region, with a warning.
+        layers: Names of layers with feature maps (K, H, W); a vector is one region. None: see `View.default_layers`.
         images_per_class: Training images per class; all if there are fewer, with a warning.
         classes: Number of classes, drawn at random where there are more; all if there are fewer, with a warning.
         tau: The least confidence of a knowledge point, at least 1 / classes.
         reference_layer: The layer whose mean strength all get; None for the last of `layers`.
-        logits_layer: The layer of the logits; None for the last fully connected one.
+        logits_layer: The layer of the logits; None for the last fully connected one that runs.
         max_grid: Largest number of rows and of columns of regions; larger maps are averaged to it.
         steps: Adam steps for the projection of a layer's regions.
         num_compared: Images that each is compared with in a step of its regions' importance. The paper has 100; counts
@@ -61,7 +61,7 @@ class KnowledgePoints(Monitor):
 
     def __init__(
         self,
-        layers: list[str],
+        layers: list[str] | None = None,
         images_per_class: int = 50,
         classes: int = 10,
         tau: float = 0.4,
@@ -79,7 +79,7 @@ class KnowledgePoints(Monitor):
         check_tau(tau)
         options |= {"num_images": images_per_class * classes, "every_n_epochs": every_n_epochs, "test_data": None}
         super().__init__(name, **options)
-        self.layers = check_layers(layers, reference_layer)
+        self.layers = [] if layers is None else check_layers(layers, reference_layer)  # []: not found yet
         self.reference_layer, self.logits_layer, self.max_grid = reference_layer, logits_layer, max_grid
         self.images_per_class, self.classes, self.tau = images_per_class, classes, tau
         self.steps, self.num_compared = steps, num_compared
@@ -99,9 +99,9 @@ class KnowledgePoints(Monitor):
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
         """The table above."""
-        data, categories = self.chosen = self.chosen or images_of_classes(
-            view, self._given["train"], self.classes, self.images_per_class, self.batch_size, self.seed
-        )
+        choice = self.classes, self.images_per_class, self.batch_size, self.seed
+        data, categories = self.chosen = self.chosen or images_of_classes(view, self._given["train"], *choice)
+        self.layers = view.layers(self.layers or view.default_layers(data, "maps"))
         features, labels = collect_features(view, data, categories, self.layers, self.logits_layer, self.max_grid)
         projection = self.projection = self.projection or self._make(view, features)
         try:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+
+_NAMES_IN_ERROR = 20
 
 
 def module_names(model: nn.Module, relative_to: nn.Module | None = None) -> dict[nn.Module, str]:
@@ -21,6 +25,34 @@ def module_names(model: nn.Module, relative_to: nn.Module | None = None) -> dict
     if inner is not None:
         names.update({module: path for path, module in inner.named_modules()})
     return {module: ".".join(part for part in path.split(".") if part != "_orig_mod") for module, path in names.items()}
+
+
+def match_name(name: str, known: Sequence[str], owner: str = "") -> str | None:
+    """Returns the known layer that a typed name means, or None.
+
+    That is the name itself; the full name where known ones begin at `owner`, a part of the model (`net.layer1` is
+    `layer1`); or the end of one known name only (`layer1` is `encoder.layer1`).
+
+    Args:
+        name: What was typed.
+        known: Names of layers.
+        owner: Name of the part of the model as seen from which the known names are.
+    """
+    if name in known:
+        return name
+    if owner and name.startswith(f"{owner}.") and name.removeprefix(f"{owner}.") in known:
+        return name.removeprefix(f"{owner}.")
+    ends = [other for other in known if other.endswith(f".{name}")]
+    return ends[0] if len(ends) == 1 else None
+
+
+def no_such_layer(owner: str, name: str, known: Iterable[str], kind: str = "layer") -> str:
+    """Returns the text of an error: the close names first, then what may be typed."""
+    listed = list(known)
+    close = difflib.get_close_matches(name, listed, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    more = f" and {len(listed) - _NAMES_IN_ERROR} more" if len(listed) > _NAMES_IN_ERROR else ""
+    return f"{owner} has no {kind} {name!r}{hint} it has {', '.join(listed[:_NAMES_IN_ERROR])}{more}"
 
 
 def run_eagerly() -> AbstractContextManager[object]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from netprism.module_names import module_names, run_eagerly
-
-_NAMES_IN_ERROR = 20
+from netprism.module_names import match_name, module_names, no_such_layer, run_eagerly
 
 
 def layer_names(model: nn.Module, relative_to: nn.Module | None = None) -> list[str]:
@@ -61,7 +59,8 @@ def tap(
 
     Raises:
         ValueError: `model` has no layer of that name.
-        TypeError: A layer returns (or takes) something other than one tensor; raised where the model is called.
+        TypeError: A layer takes something other than one tensor, or returns no tensor, see `first_tensor`; raised
+            where the model is called.
         RuntimeError: A layer did not run in the last pass; raised at the end of the block.
 
     Example:
@@ -106,7 +105,7 @@ class _Recorder:
         self._recording = False  # activation checkpointing runs layers again in the backward pass
 
     def attach(self, name: str, module: nn.Module) -> RemovableHandle:
-        def after(_: nn.Module, args: Any, output: Any) -> Tensor:  # noqa: ANN401 - torch's signature
+        def after(_: nn.Module, args: Any, output: Any) -> Any:  # noqa: ANN401 - torch's signature
             return self._keep(name, output)
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:  # noqa: ANN401 - torch's signature
@@ -118,17 +117,43 @@ class _Recorder:
             return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
 
-    def _keep(self, name: str, value: object) -> Tensor:
+    def _keep(self, name: str, value: object) -> Any:  # noqa: ANN401 - a layer's output
         """Keeps `value` if it is wanted; returns what the model continues with."""
-        if not isinstance(value, Tensor):
+        feature = value if self._inputs else first_tensor(value)
+        if not isinstance(feature, Tensor):
             verb = "takes" if self._inputs else "returns"
             raise TypeError(f"layer {name!r} {verb} {_describe(value)}, not one tensor")
         key = f"{name}#{self._calls[name]}" if self._calls[name] else name
         self._calls[name] += 1
         if not self._recording or self._wanted.isdisjoint((name, key)):
             return value
-        self.features[key] = value.detach().clone() if self._detach else value
-        return value if self._detach else value.clone()
+        self.features[key] = feature.detach().clone() if self._detach else feature
+        return value if self._detach else _with_first(value, feature.clone())
+
+
+def first_tensor(value: object) -> object:
+    """Returns the feature in a layer's output: the tensor, or the first one of a tuple or a dict; otherwise None.
+
+    An `nn.LSTM` returns its outputs and then its state, a transformer of Hugging Face a `ModelOutput`. A list has
+    features of several layers.
+    """
+    if isinstance(value, Mapping):
+        return next((item for item in value.values() if isinstance(item, Tensor)), None)
+    if isinstance(value, tuple):
+        return value[0] if value and isinstance(value[0], Tensor) else None
+    return value if isinstance(value, Tensor) else None
+
+
+def _with_first(value: Any, feature: Tensor) -> Any:  # noqa: ANN401 - a layer's output
+    """A copy of an output with its feature replaced."""
+    if isinstance(value, Mapping):
+        changed: Any = copy.copy(value)
+        changed[next(key for key, item in value.items() if isinstance(item, Tensor))] = feature
+        return changed
+    if isinstance(value, tuple):
+        items = (feature, *value[1:])
+        return type(value)(*items) if hasattr(value, "_fields") else items
+    return feature
 
 
 def _layers(model: nn.Module, relative_to: nn.Module | None) -> dict[str, nn.Module]:
@@ -141,17 +166,20 @@ def _layers(model: nn.Module, relative_to: nn.Module | None) -> dict[str, nn.Mod
 def find_layer(model: nn.Module, name: str, relative_to: nn.Module | None = None) -> nn.Module:
     """Returns the layer of `model` with a name out of `layer_names(model, relative_to)` or `layer_names(model)`.
 
+    The end of a name is enough where only one ends so: `layer1` of `encoder.layer1`.
+
     Raises:
         ValueError: There is none; the message lists the layers by the names that may be typed.
     """
     layers = _layers(model, relative_to)
-    if (found := layers.get(name, _layers(model, None).get(name))) is not None:
-        return found
-    close = difflib.get_close_matches(name, layers, n=1)
-    hint = f", did you mean {close[0]!r}?" if close else ";"
-    more = f" and {len(layers) - _NAMES_IN_ERROR} more" if len(layers) > _NAMES_IN_ERROR else ""
-    listed = ", ".join(list(layers)[:_NAMES_IN_ERROR])
-    raise ValueError(f"{type(model).__name__} has no layer {name!r}{hint} it has {listed}{more}")
+    known = layers if name in layers else _layers(model, None) | layers
+    if (found := match_name(name, list(known), _owner(model, relative_to))) is None:
+        raise ValueError(no_such_layer(type(relative_to or model).__name__, name, layers))
+    return known[found]
+
+
+def _owner(model: nn.Module, relative_to: nn.Module | None) -> str:
+    return next((name for name, module in model.named_modules() if module is relative_to), "")
 
 
 def last_linear(model: nn.Module) -> str:

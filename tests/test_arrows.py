@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"module_names", "distributed", "files"},
     {"taps"},
+    {"outline"},  # what runs, by the hooks of taps
     {"nets"},
     {"gates"},  # network_split.py in components looks at gates to find where a layer ends
     {"components", "discarding", "knowledge"},

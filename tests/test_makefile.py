@@ -70,7 +70,7 @@ def test_experiments_are_listed_without_a_setup(checkout, args):
 def test_an_unknown_experiment_is_refused_before_the_setup(checkout):
     result = make(checkout, "train", "EXP=gates/nope")
     assert result.returncode != 0
-    assert result.stderr.startswith("no experiment gates/nope; there are\n")
+    assert result.stderr.startswith("netprism: error: no file and no experiment 'gates/nope'; ")
     assert "gates/cifar10_resnet20" in result.stderr
     assert not (checkout / ".venv").exists()
 

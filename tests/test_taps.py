@@ -264,9 +264,10 @@ def test_error_of_the_block_is_not_hidden():
 def test_output_that_is_not_one_tensor_is_described():
     model = nn.Sequential(nn.MultiheadAttention(2, 1))
     x = torch.zeros(3, 1, 2)
-    with pytest.raises(TypeError, match=r"layer '0' returns tuple of \(Tensor, NoneType\), not one tensor"):
-        with tap(model, ["0"]):
-            model[0](x, x, x, need_weights=False)
+    with tap(model, ["0"]) as features:
+        out, nothing = model[0](x, x, x, need_weights=False)
+    assert torch.equal(features["0"], out)  # the first of a tuple
+    assert nothing is None
     with pytest.raises(TypeError, match=r"layer '0' takes tuple of \(Tensor, Tensor, Tensor, bool\), not one tensor"):
         with tap(model, ["0"], inputs=True):
             model[0](x, x, x, need_weights=False)
@@ -281,7 +282,7 @@ def test_dictionary_and_nothing_are_described():
         def forward(self, x: Tensor) -> object:
             return self.what
 
-    for what, words in (({"a": X, "b": 1}, r"dict of \(Tensor, int\)"), (None, "NoneType")):
+    for what, words in (([X, X], r"list of \(Tensor, Tensor\)"), ({"b": 1}, r"dict of \(int\)"), (None, "NoneType")):
         model = nn.Sequential(Gives(what))
         with pytest.raises(TypeError, match=f"layer '0' returns {words}, not one tensor"), tap(model, ["0"]):
             model(X)

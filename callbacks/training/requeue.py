@@ -56,8 +56,9 @@ class Requeue(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Switches Lightning's requeue off, and catches the signal that would kill a loader's worker."""
-        environment = trainer._accelerator_connector.cluster_environment
-        if isinstance(environment, SLURMEnvironment):
+        environment: Any = trainer._accelerator_connector.cluster_environment
+        # By name: `lightning.pytorch` has a class of its own.
+        if any(kind.__name__ == "SLURMEnvironment" for kind in type(environment).__mro__):
             environment.auto_requeue = False
         if stage == "fit":
             self._asked = 0

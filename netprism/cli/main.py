@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
@@ -33,7 +34,8 @@ netprism: shows what a network has learned while it learns it.
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
   netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
   netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
-  netprism experiments                                            the list below
+  netprism experiments [NAME]                                     the list below; with a name: whether there is one
+  netprism --version
   netprism fit --help                                             every option
   netprism fit --config EXPERIMENT --print_config                 every value
 
@@ -63,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, each with one line.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # class paths of the user's own, also with the console script
     die_with_launcher()
     try:
         _dispatch(args)
@@ -83,8 +87,12 @@ def _dispatch(args: list[str]) -> None:
     command = args[0] if args else "--help"
     if command in ("--help", "-h", "help"):
         print(HELP.format(experiments=listing()))
+    elif command in ("--version", "version"):
+        print(f"netprism {version('netprism')}")
     elif command == "experiments":
-        print(listing())
+        for name in args[1:]:
+            find_config(name)
+        print("" if args[1:] else listing(), end="" if args[1:] else "\n")
     elif command in COMMANDS:
         run(command, args[1:])
     elif command == "sid":

@@ -1,14 +1,16 @@
-"""Where the pictures of a run go: its folder, and Weights & Biases."""
+"""Where the pictures of a run go: its folder, Weights & Biases and TensorBoard."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+from PIL import Image
 from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_warn
 
 _FOLDERS: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()  # of trainers without a logger
@@ -17,7 +19,9 @@ _FOLDERS: WeakKeyDictionary[Trainer, Path] = WeakKeyDictionary()  # of trainers 
 def publish(
     trainer: Trainer, draw: Callable[[Path], Sequence[Path]], kind: str = "figures", epoch: int | None = None
 ) -> None:
-    """Draws on rank 0, into `<log_dir>/<kind>` or `<log_dir>/<kind>/epoch_003`, and shows each PNG in W&B.
+    """Draws on rank 0, into `<log_dir>/<kind>` or `<log_dir>/<kind>/epoch_003`, and shows each PNG.
+
+    It is shown in W&B and in TensorBoard, of `pytorch_lightning` and `lightning.pytorch`.
 
     All ranks have to call it. A dry run draws nothing. A trainer without a logger draws into
     `<default_root_dir>/netprism/<date and time>`. A full disk costs the pictures and a warning, not the training.
@@ -39,8 +43,18 @@ def publish(
         rank_zero_warn(f"no {kind} ({error})")
         return
     for path in (path for path in paths if path.suffix == ".png"):
-        for logger in (logger for logger in trainer.loggers if isinstance(logger, WandbLogger)):
-            logger.log_image(f"{kind}/{path.stem}", [str(path)])
+        for logger in trainer.loggers:
+            _show(logger, f"{kind}/{path.stem}", path, trainer.global_step)
+
+
+def _show(logger: Any, key: str, path: Path, step: int) -> None:  # noqa: ANN401 - a logger of either Lightning package
+    """Shows a picture in W&B or TensorBoard. By the names of the classes: `lightning.pytorch` has its own of each."""
+    kinds = {kind.__name__ for kind in type(logger).__mro__}
+    if "WandbLogger" in kinds:
+        logger.log_image(key, [str(path)])
+    elif "TensorBoardLogger" in kinds:
+        with Image.open(path) as picture:
+            logger.experiment.add_image(key, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
 
 def _folder_of_its_own(trainer: Trainer, root: str) -> Path:

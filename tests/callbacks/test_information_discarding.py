@@ -218,14 +218,14 @@ def test_torchvision_model_in_a_strangers_module(tmp_path):
     assert set(logged(trainer)) == {"SID/body.layer1", "SID/body.layer1.0.relu#1"}
 
 
-def test_a_network_of_ours_says_its_layers_and_others_are_asked(tmp_path):
+def test_layers_nobody_named_are_the_tap_points_or_the_outermost_blocks(tmp_path):
     class Tapped(Net):
         tap_points = ("fc1",)
 
     trainer = fit(Stranger(Tapped()), monitor(layers=None), folder=tmp_path, max_epochs=1)
     assert set(logged(trainer)) == {"SID/fc1"}
-    with pytest.raises(ValueError, match="discarding: layers is None; expected layers of Net"):
-        fit(Stranger(), monitor(layers=None), folder=tmp_path)
+    trainer = fit(Stranger(), monitor(layers=None), folder=tmp_path, max_epochs=1)
+    assert set(logged(trainer)) == {"SID/conv", "SID/norm"}  # those with maps
     with pytest.raises(ValueError, match="no layer 'conv9', did you mean 'conv'"):
         fit(Stranger(), monitor(layers=["conv9"]), folder=tmp_path)
 

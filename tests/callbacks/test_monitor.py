@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from netprism.callbacks import GatingEntropy
+from netprism.callbacks._calling import callable_and_network
 from netprism.callbacks._monitor import Monitor
-from netprism.callbacks._view import callable_and_network, undisturbed
+from netprism.callbacks._view import undisturbed
 
 
 def all_random_numbers():

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -13,7 +14,9 @@ from torch.utils.data import (
     default_collate,
 )
 
-from netprism.callbacks._monitor_data import MonitorData, balanced_indices, inputs_and_labels, monitor_data, targets_of
+from netprism.callbacks._calling import labels_of
+from netprism.callbacks._monitor_data import MonitorData, as_classes, balanced_indices, monitor_data, targets_of
+from netprism.callbacks._view import View
 from netprism.datamodules import Digits
 
 
@@ -103,18 +106,13 @@ def test_targets_are_read_without_images(dataset, targets):
         {"y": torch.tensor([0, 1]), "x": torch.ones(2, 3)},
     ],
 )
-def test_usual_batches_are_understood(batch):
-    inputs, labels = inputs_and_labels(batch)
-    assert torch.equal(inputs, torch.ones(2, 3))
-    assert labels.tolist() == [0, 1]
+def test_labels_of_usual_batches(batch):
+    assert as_classes(labels_of(batch)).tolist() == [0, 1]
 
 
-def test_batches_without_classes():
-    assert inputs_and_labels(torch.ones(2))[1] is None
-    assert inputs_and_labels((torch.ones(2),))[1] is None
-    assert inputs_and_labels((torch.ones(2), torch.rand(2)))[1] is None
-    with pytest.raises(ValueError, match="batch has keys pixels, mask; expected one of image, "):
-        inputs_and_labels({"pixels": 1, "mask": 2})
+@pytest.mark.parametrize("batch", [torch.ones(2), (torch.ones(2),), (torch.ones(2), torch.rand(2)), {"pixels": 1}])
+def test_batches_without_classes(batch):
+    assert as_classes(labels_of(batch)) is None
 
 
 def test_ranks_share_the_batches_of_one_process():
@@ -152,13 +150,35 @@ def test_a_stranger_s_loaders_are_found():
 
 class Stream(IterableDataset):
     def __iter__(self):
-        return iter(range(3))
+        return iter(range(30))
 
 
-@pytest.mark.parametrize(("loader", "found"), [(DataLoader(Stream()), "Stream"), (None, "no DataLoader")])
-def test_data_without_random_access_are_refused(loader, found):
-    with pytest.raises(ValueError, match=f"length and random access, found {found}; give train_data="):
-        monitor_data(trainer(loader), "train", 9, 3, 0)
+def test_of_a_stream_the_first_samples_are_kept():
+    data = monitor_data(trainer(DataLoader(Stream(), 4)), "train", 9, 5, 0)
+    assert sorted(data.load(0).tolist() + data.load(1).tolist()) == list(range(9))
+
+
+def test_of_a_stream_of_batches_the_rows_are_samples():
+    class Batches(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.arange(4), torch.arange(4)), (torch.arange(4, 8), torch.arange(4, 8))])
+
+    data = monitor_data(trainer(DataLoader(Batches(), batch_size=None)), "train", 6, 6, 0)
+    assert sorted(data.load(0)[0].tolist()) == list(range(6))
+
+
+def test_a_training_without_a_loader_is_refused():
+    with pytest.raises(ValueError, match="length and random access, found no DataLoader; give train_data="):
+        monitor_data(trainer(None), "train", 9, 3, 0)
+
+
+def test_the_test_loader_is_chosen_by_name_or_number():
+    bank, held_out = TensorDataset(torch.zeros(5, 2)), TensorDataset(torch.ones(5, 2))
+    found = trainer(None, {"knn": DataLoader(bank), "val": DataLoader(held_out)})
+    for wanted, dataset in ((None, bank), ("val", held_out), (1, held_out), ("knn", bank)):
+        assert monitor_data(found, "test", 9, 3, 0, loader=wanted).dataset is dataset
+    with pytest.raises(ValueError, match="test_loader is 'test'; expected one of knn, val"):
+        monitor_data(found, "test", 9, 3, 0, loader="test")
 
 
 class Augmented(Dataset):
@@ -169,10 +189,39 @@ class Augmented(Dataset):
         return torch.full((2,), float(index)) + torch.rand(2), index % 2
 
 
+def view(dataset, forward=lambda x: x):
+    """The data as a monitor prepares them for a module that returns its input."""
+
+    class Module(pl.LightningModule):
+        def forward(self, x):
+            return forward(x)
+
+    found = trainer(dataset if isinstance(dataset, DataLoader) else DataLoader(dataset))
+    found.precision_plugin = pl.Trainer(logger=False, accelerator="cpu").precision_plugin
+    return View(found, Module(), "mine"), monitor_data(found, "train", 8, 8, seed=0)
+
+
 def test_random_augmentation_is_said_and_held_fixed():
-    with pytest.warns(UserWarning, match="the train data are augmented at random: give the monitor train_data="):
-        data = monitor_data(trainer(DataLoader(Augmented())), "train", 6, 4, seed=0)
-    assert torch.equal(data.load(1)[0], data.load(1)[0])
+    with pytest.warns(UserWarning, match="mine: the train data are augmented at random: give train_data="):
+        data = View.prepare(*view(Augmented()), "train")
+    assert torch.equal(data.load(0)[0], data.load(0)[0])
+
+
+class Views(Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return [torch.rand(2), torch.rand(2)], index % 2
+
+
+def test_augmented_views_are_said_though_the_labels_stay():
+    def forward(x):
+        return torch.relu(x)
+
+    with pytest.warns(UserWarning, match="augmented at random"):
+        data = View.prepare(*view(Views(), forward), "train")
+    assert data.way.text == "batch[0][0]"
 
 
 def test_mixing_in_the_collate_function_is_said():
@@ -182,7 +231,7 @@ def test_mixing_in_the_collate_function_is_said():
 
     loader = DataLoader(TensorDataset(torch.rand(8, 2)), collate_fn=mixed)
     with pytest.warns(UserWarning, match="augmented at random"):
-        monitor_data(trainer(loader), "train", 8, 8, seed=0)
+        View.prepare(*view(loader), "train")
 
 
 def test_one_data_set_split_by_samplers_is_not_mixed():

@@ -16,7 +16,6 @@ from third_party_modules import Net, fit
 from torch.multiprocessing import ProcessRaisedException
 
 from netprism.callbacks._monitor import Monitor, log
-from netprism.callbacks._monitor_data import inputs_and_labels
 from netprism.distributed import all_gather_object, run_on_all_ranks
 from netprism.loggers import ResumableCSVLogger
 
@@ -288,7 +287,7 @@ class Unpack:
         self.calls += 1
         if self.calls == self.number and torch.distributed.get_rank() == 1:
             raise OSError("the disk is gone")
-        return inputs_and_labels(batch)
+        return batch[0], batch[1]
 
 
 @pytest.mark.parametrize("name", MONITORS)
