@@ -48,7 +48,7 @@ class CompressedClassifier(Classifier):
         ValueError: A number is out of range, the training is shorter than the rounds, pruning would leave no weight of
             a layer, or a layer has fewer weights than centres; otherwise see `Classifier`.
 
-    Source: Han et al. 2016, https://arxiv.org/abs/1510.00149; the use is that of Ren et al. 2020, appendix,
+    Source: Han et al. 2016, https://arxiv.org/abs/1510.00149; the use is that of Ren et al. 2020, figure 8,
     https://arxiv.org/abs/2006.15920.
     """
 

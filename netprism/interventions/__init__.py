@@ -18,6 +18,7 @@ from netprism.interventions.compress import (
     share_weights,
     total_bytes,
 )
+from netprism.interventions.damage import insert_layer, replace_layer
 from netprism.interventions.pixels import Pixels
 
 __all__ = [
@@ -27,12 +28,14 @@ __all__ = [
     "adversarial_distances",
     "begin_pruning",
     "compressible_layers",
+    "insert_layer",
     "layer_sizes",
     "make_permanent",
     "minimal_attack",
     "pgd",
     "pgd_steps",
     "prune",
+    "replace_layer",
     "share_weights",
     "top_wrong_classes",
     "total_bytes",

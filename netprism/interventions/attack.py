@@ -139,7 +139,7 @@ def minimal_attack(
     along the tangent of the border to the point next to the image. Only images that the network was seen to take for
     the target count as found.
 
-    Cost: `steps` + 10 passes forward and back, and some 130 forward.
+    Cost: `steps` + 10 passes forward and back, and some 220 forward.
 
     Args:
         model: Network from images `(N, ...)` to logits `(N, C)`, or to a mapping with "logits".

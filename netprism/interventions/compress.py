@@ -17,7 +17,7 @@ from netprism.module_names import module_names
 from netprism.taps import find_layer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_ROUNDS = 1000  # most steps of k-means; ResNet-8 needs some 100
+_ROUNDS = 1000  # most steps of k-means
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def share_weights(
     The centres start evenly between the smallest and the largest weight. A centre without weights moves to the weight
     that is farthest from its own, so that there are exactly 2^bits values (and 0, where the layer is pruned).
 
-    Cost: one sort per layer, and then k log n per step of k-means, since cumulative sums give the means: .1 s for a
-    million weights and 256 centres. (scikit-learn's `KMeans` does n k: 75 s.)
+    Cost: one sort per layer, and then k log n per step of k-means, since cumulative sums give the means of n weights.
+    (scikit-learn's `KMeans` takes n k.)
 
     Args:
         model: Any network, pruned or not; it is changed in place.
