@@ -6,7 +6,7 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train slurm resume experiments test test-slurm test-strangers check bench clean experiment run
+.PHONY: help setup train slurm resume experiments test test-slurm check bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -17,7 +17,6 @@ help:
 	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
 	@echo 'make test-slurm              those that start a real Slurm'
-	@echo 'make test-strangers          those that train modules of timm, transformers, lightly, torchgeo'
 	@echo 'make check                   ruff, mypy and the tests'
 	@echo 'make bench                   the timings of benchmarks/'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
@@ -61,17 +60,13 @@ run:
 	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test test-slurm test-strangers check: export OMP_NUM_THREADS ?= 1
+test test-slurm check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slurm: .venv/ready
 	@$(PY) -m pytest tests/slurm -m slurm $(ARGS)
-
-test-strangers: .venv/ready
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[strangers]'
-	@$(PY) -m pytest tests/strangers -m strangers $(ARGS)
 
 check: .venv/ready
 	@$(PY) -m ruff check
