@@ -13,7 +13,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from netprism.knowledge.importance import _Descent, _on_simplex, regional_importance
+from netprism.knowledge.importance import _Descent, on_simplex, regional_importance
 
 CHANNELS, SIDE, PAIRS = 512, 14, 100
 
@@ -45,8 +45,8 @@ def main():
     features = torch.randn(PAIRS + 1, SIDE**2, CHANNELS, generator=draws).relu().to(device)
     units = F.normalize(features, dim=2)
     exponents = 5 * torch.rand(PAIRS + 1, PAIRS + 1, generator=draws).to(device)
-    w = _on_simplex(torch.rand(1, SIDE**2, generator=draws)).to(device)
-    v = _on_simplex(torch.rand(1, CHANNELS, generator=draws)).to(device)
+    w = on_simplex(torch.rand(1, SIDE**2, generator=draws)).to(device)
+    v = on_simplex(torch.rand(1, CHANNELS, generator=draws)).to(device)
     kappa = 2.0 * CHANNELS
     descent = _Descent(units, exponents, kappa, 0.05, 0.9, memory=2**24)
     sample, others = torch.zeros(1, dtype=torch.int64, device=device), torch.arange(1, PAIRS + 1, device=device)
@@ -56,8 +56,8 @@ def main():
         ours = min(ours, elapsed)
         elapsed, expected = seconds(lambda: loop_step(units, exponents[0, 1:].softmax(dim=0), w[0], v[0], kappa))
         loop = min(loop, elapsed)
-    steps = [_on_simplex(x - 0.05 * slope) for x, slope in zip((w, v), found, strict=True)]
-    steps_loop = [_on_simplex(x - 0.05 * slope) for x, slope in zip((w, v), expected, strict=True)]
+    steps = [on_simplex(x - 0.05 * slope) for x, slope in zip((w, v), found, strict=True)]
+    steps_loop = [on_simplex(x - 0.05 * slope) for x, slope in zip((w, v), expected, strict=True)]
     difference = max((a - b).abs().max().item() for a, b in zip(steps, steps_loop, strict=True))
     print(f"K = {CHANNELS}, R = {SIDE**2}, {PAIRS} pairs, {device}, {torch.get_num_threads()} threads\n")
     print("| one step | seconds |\n| --- | --- |")

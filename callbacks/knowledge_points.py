@@ -24,8 +24,9 @@ class KnowledgePoints(Monitor):
     """Counts the regions of images that decide for a category by themselves, and those that decide correctly.
 
     Sample features (the input of the last fully connected layer) and regional features of some layers are projected
-    into three dimensions (two with two classes). Each measurement starts from the projections of the one before, and
-    its result is rotated onto them. The regions' strengths in all layers are scaled to the mean of a reference layer.
+    into three dimensions (two with two classes). The sample projection starts from the one before and is rotated onto
+    it; that of regions starts from the samples' directions and runs to its minimum. The regions' strengths in all
+    layers are scaled to the mean of a reference layer.
 
     | key | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
@@ -37,10 +38,9 @@ class KnowledgePoints(Monitor):
     At the end of the training, `<log_dir>/figures` gets curves of the counts, knowledge points outlined on images,
     regional features per layer with an ellipsoid per class, and a film of the epochs.
 
-    Cost per measurement and layer, N images of R regions with K channels: `num_compared` * 40 K N R^2 multiply-adds for
-    the importance, distributed over the ranks, K N^2 R^2 for the matches, and about 50 B^2 R d' for each of `steps`
-    (B = 64); a tenth of an epoch of ResNet-20 on 50 000 images, so the default is every fifth epoch. Memory: 8 K N R
-    bytes, 2 N^2 R bytes for the matches, and 100 MB.
+    Cost per measurement and layer, N images of R regions with K channels in groups of B = `num_compared` + 1: K N B R^2
+    multiply-adds to compare regions, distributed over the ranks, and about 50 N B R for each evaluation of the
+    projection's loss; see docs/scaling.md. Memory: 30 N B R bytes.
 
     Args:
         layers: Names of layers with feature maps (K, H, W); a vector is one region. None: see `View.default_layers`.
@@ -50,9 +50,8 @@ class KnowledgePoints(Monitor):
         reference_layer: The layer whose mean strength all get; None for the last of `layers`.
         logits_layer: The layer of the logits; None for the last fully connected one that runs.
         max_grid: Largest number of rows and of columns of regions; larger maps are averaged to it.
-        steps: Adam steps for the projection of a layer's regions.
-        num_compared: Images that each is compared with in a step of its regions' importance. The paper has 100; counts
-            and ratios of six seeds vary equally with 20, at a fifth of the cost.
+        steps: Largest number of L-BFGS steps for the projection of a layer's regions; most end before.
+        num_compared: Images of a random group that each is compared with; the paper has 100, drawn in each step.
         name: Prefix of the logged keys.
         options: The other options are those of `Monitor`, without `num_images` and `test_data`.
 

@@ -28,15 +28,15 @@ class RegionProjection(TeacherModule):
     """Projects the regional features of layers of a frozen network into the space of its sample features' categories.
 
     Each batch passes the network once. Then the sample features are projected, from where the last batch ended, and the
-    regions of each layer are fitted in `steps` steps, as by the callback `KnowledgePoints`: with the same images, seed
+    regions of each layer are fitted to the minimum, as by the callback `KnowledgePoints`: with the same images, seed
     and steps both count the same knowledge points. A batch should be as large as memory allows, best all images (some
     hundreds are enough), and two or three epochs do. Several ranks gather their images and give the result of one rank;
-    only the importance of regions, which takes longest, is distributed over them.
+    only the comparison of regions is distributed over them.
 
     | key, once per epoch | meaning | unit | range | better |
     | --- | --- | --- | --- | --- |
-    | `knowledge/similarity/<layer>` | L_similarity, mean of the steps | nat | 0 up | lower |
-    | `knowledge/align/<layer>` | L_align, mean of the steps | 1 | -1 to 1 | lower |
+    | `knowledge/similarity/<layer>` | L_similarity, at the end of the fit | nat | 0 up | lower |
+    | `knowledge/align/<layer>` | L_align, at the end of the fit | 1 | -1 to 1 | lower |
     | `knowledge/importance_corr/<layer>` | Pearson's of importance and ||h|| in an image, mean | 1 | -1 to 1 | higher |
     | `knowledge/points/<layer>` | knowledge points, mean of the training images | region | 0 to R | |
     | `knowledge/reliable/<layer>` | those of the true class | region | 0 to R | higher |
@@ -60,8 +60,8 @@ class RegionProjection(TeacherModule):
         kappa_max: Concentration of regions without noise.
         temperature: Temperature T of the softened outputs.
         tau: The least confidence of a knowledge point, at least 1 / C.
-        steps: Adam steps per batch and layer.
-        num_compared: Number of images that each is compared with in a step of its regions' importance.
+        steps: Largest number of L-BFGS steps per batch and layer.
+        num_compared: Number of images of a random group that each is compared with.
         seed: Seed of the fits.
 
     Raises:
@@ -79,7 +79,7 @@ class RegionProjection(TeacherModule):
         reference_layer: str | None = None,
         logits_layer: str | None = None,
         max_grid: int = 8,
-        align_weight: float = 0.1,
+        align_weight: float = 1.0,
         kappa_max: float = 1000.0,
         temperature: float = 4.0,
         tau: float = 0.4,

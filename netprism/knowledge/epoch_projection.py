@@ -1,6 +1,7 @@
 """The projections of a network's sample and regional features, continued from epoch to epoch.
 
-Each fit starts from the one before and is rotated onto it, so that what moves from epoch to epoch is the network.
+The fit of sample features starts from the one before and is rotated onto it, and the regions' fit starts from the
+directions of the samples, so that what moves from epoch to epoch is the network.
 
 Source: Li et al. 2021, sections 3.2 to 3.4, https://arxiv.org/abs/2111.03505.
 """
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from netprism.distributed import all_gather_object, run_on_all_ranks
-from netprism.knowledge.importance import region_features, region_maps, shared_importance
+from netprism.knowledge.groups import group_importance, match_regions
+from netprism.knowledge.importance import region_features, region_maps
 from netprism.knowledge.points import KnowledgePointCounts, check_tau, knowledge_points
 from netprism.knowledge.region_projection import RegionProjector, fit_region_projection
 from netprism.knowledge.sample_projection import SampleProjector, fit_projection
@@ -97,15 +99,15 @@ def check_layers(layers: str | Sequence[str], reference_layer: str | None) -> li
 class EpochProjection(nn.Module):
     """Projects sample and regional features of one network, and counts its knowledge points.
 
-    All ranks must call the fits with the features of the same images. Only the importance of regions, which takes
-    longest, is distributed over the ranks; they all get the result of one process.
+    All ranks must call the fits with the features of the same images. Only the comparison of regions is distributed
+    over the ranks; they all get the result of one process.
 
     Args:
         like: Features of some images, whose shapes are those of all features to come.
         reference_layer: The layer whose mean strength all layers are scaled to; None for the last.
         tau: The least confidence of a knowledge point, at least 1 / C.
-        steps: Number of Adam steps for the regions of a layer in an epoch.
-        num_compared: Number of images that each is compared with in a step of its regions' importance.
+        steps: Largest number of L-BFGS steps for the regions of a layer.
+        num_compared: Number of images of a random group that each is compared with.
         align_weight: Weight alpha of L_align.
         kappa_max: Concentration of regions without noise.
         temperature: Temperature T of the softened outputs.
@@ -127,7 +129,7 @@ class EpochProjection(nn.Module):
         tau: float = 0.4,
         steps: int = 100,
         num_compared: int = 20,
-        align_weight: float = 0.1,
+        align_weight: float = 1.0,
         kappa_max: float = 1000.0,
         temperature: float = 4.0,
         seed: int = 0,
@@ -169,13 +171,11 @@ class EpochProjection(nn.Module):
             Projected regions h `(N, R, d')`, not scaled to the reference layer, and their importance w `(N, R)`.
         """
         regions, projector = features.regions(layer), self.projector(layer)
-        importance = shared_importance(
-            regions, features.logits, num_compared=self.num_compared, temperature=self.temperature, seed=self.seed
-        )
+        matches = match_regions(regions, group_size=self.num_compared + 1, seed=self.seed)
+        importance = group_importance(matches, features.logits, temperature=self.temperature)
         fit = partial(fit_region_projection, regions, self._g(features).to(regions), importance, features.logits)
-        start = projector.matrix.detach() if projector.scale > 0 else None
         options = {"align_weight": self.align_weight, "kappa_max": self.kappa_max, "temperature": self.temperature}
-        fitted = run_on_all_ranks(partial(fit, start=start, steps=self.steps, seed=self.seed, **options))
+        fitted = run_on_all_ranks(partial(fit, matches=matches, steps=self.steps, **options))
         # Sums on a GPU may differ in the last bit between ranks: all take those of rank 0.
         projector.load_state_dict(all_gather_object({k: v.cpu() for k, v in fitted.state_dict().items()})[0])
         projected: Tensor = projector(regions).detach()

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from netprism.distributed import all_gather_object, rank_indices
 from netprism.knowledge.sample_projection import soft_targets
 
 MEMORY = 2**24  # bytes for similarities of regions, which fit a CPU's cache; with 2**28 products take twice as long
-_GROUP = 16  # samples whose importance one rank estimates at a time
 
 
 @dataclass(frozen=True)
@@ -112,26 +109,6 @@ def regional_importance(
     group = max(1, memory // (8 * len(draws[0]) * regions**2))
     w, v = zip(*(descent.run(samples, draws) for samples in chosen.split(group)), strict=True)
     return RegionalImportance(torch.cat(w), torch.cat(v))
-
-
-def shared_importance(regions: Tensor, logits: Tensor, **options: Any) -> Tensor:
-    """Importance w `(N, R)` of the regions of N samples that all ranks have; each rank estimates that of some samples.
-
-    All ranks must call it. The result is bitwise the same for any number of ranks, since always `_GROUP` samples are
-    processed together.
-
-    Args:
-        regions: Regional features `(N, R, K)`.
-        logits: Logits of the network, `(N, C)`.
-        **options: Options of `regional_importance`.
-    """
-    features, groups = regions.transpose(1, 2), torch.arange(len(regions)).split(_GROUP)
-    own = {
-        number: regional_importance(features, logits, of=groups[number], **options).regions.cpu()
-        for number in rank_indices(len(groups))
-    }
-    found = {number: w for part in all_gather_object(own) for number, w in part.items()}
-    return torch.cat([found[number] for number in range(len(groups))]).to(regions.device)
 
 
 def region_features(features: Tensor, max_grid: int | None = None) -> Tensor:
@@ -249,7 +226,7 @@ class _Descent:
         for draw in draws:
             slope_w, slope_v = self.slopes(samples, draw, w, v)
             speed_w, speed_v = self.momentum * speed_w + slope_w, self.momentum * speed_v + slope_v
-            w, v = _on_simplex(w - self.learning_rate * speed_w), _on_simplex(v - self.learning_rate * speed_v)
+            w, v = on_simplex(w - self.learning_rate * speed_w), on_simplex(v - self.learning_rate * speed_v)
         return w, v
 
     def slopes(self, samples: Tensor, draw: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,8 +238,8 @@ class _Descent:
         own, compared = self.units[samples], self.units[draw]
         similarity, match = best_matches(own * v[:, None], compared, self.memory)
         same = samples[:, None] == draw
-        found = _softmax_but(same, self.kappa * torch.einsum("nr,nrm->nm", w, similarity))
-        error = found - _softmax_but(same, self.target_exponents[samples][:, draw])
+        found = softmax_but(same, self.kappa * torch.einsum("nr,nrm->nm", w, similarity))
+        error = found - softmax_but(same, self.target_exponents[samples][:, draw])
         # embedding_bag sums weighted rows without building the (n, R, m, K) array of the matches
         weights = error[:, None].expand_as(similarity).flatten(0, 1)
         pulled = F.embedding_bag(match.flatten(0, 1), compared.flatten(0, 1), mode="sum", per_sample_weights=weights)
@@ -270,11 +247,11 @@ class _Descent:
         return slope_w, self.kappa * torch.einsum("nr,nrk,nrk->nk", w, own, pulled.view_as(own))
 
 
-def _softmax_but(same: Tensor, exponents: Tensor) -> Tensor:
+def softmax_but(same: Tensor, exponents: Tensor) -> Tensor:
     """Softmax over the other samples; the sample itself gets 0."""
     return exponents.masked_fill(same, -torch.inf).softmax(dim=1)
 
 
-def _on_simplex(weights: Tensor) -> Tensor:
+def on_simplex(weights: Tensor) -> Tensor:
     """|weights|, scaled to sum 1 in each row."""
     return weights.abs() / weights.abs().sum(dim=1, keepdim=True)

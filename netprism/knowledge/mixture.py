@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from netprism.knowledge.vmf import check_unit, concentration_from_resultant_length, kappa_of_strength, log_normalizer
+from netprism.knowledge.kappa_table import kappa_and_log_normalizer
+from netprism.knowledge.vmf import check_unit, concentration_from_resultant_length, log_normalizer
 
 _KAPPA_LIMIT = 1e6  # a component that has shrunk to a single sample has no finite kappa
 
@@ -50,8 +51,12 @@ def log_posterior(
 
 def natural_parameters(features: Tensor, kappa_max: float, noise: float = 1.0) -> Tensor:
     """kappa(l) o of features l o, `(..., d)`: the more certain the direction the longer, up to kappa_max."""
-    strengths = features.norm(dim=-1)
-    kappa = kappa_of_strength(strengths, features.shape[-1], kappa_max, noise)
+    if not kappa_max > 0 or not noise > 0:
+        raise ValueError(f"kappa_max is {kappa_max} and noise is {noise}; expected > 0 for both")
+    strengths = features.norm(dim=-1) / noise
+    if strengths.isnan().any():
+        raise ValueError("strength of features is negative or NaN; expected values >= 0")
+    kappa, _ = kappa_and_log_normalizer(strengths, features.shape[-1], kappa_max)
     return kappa.unsqueeze(-1) * F.normalize(features, dim=-1)
 
 

@@ -5,9 +5,10 @@ import torch
 from reference import regions as reference
 from torch.nn import functional as F
 
-from netprism.knowledge.importance import network_similarity, region_features, regional_importance
+from netprism.knowledge.groups import group_importance, groups_of, match_regions
+from netprism.knowledge.importance import MEMORY, best_matches, network_similarity, region_features, regional_importance
 from netprism.knowledge.points import knowledge_points
-from netprism.knowledge.region_projection import align_loss, fit_region_projection, matching_regions, similarity_loss
+from netprism.knowledge.region_projection import align_loss, fit_region_projection, similarity_loss
 
 
 def planted(count=60, side=4, channels=16, classes=5, patches=3, seed=0):
@@ -131,12 +132,44 @@ def test_large_maps_are_averaged_over_cells():
 
 
 def test_matching_regions_are_the_most_similar_ones():
-    regions = torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(0))
-    found = matching_regions(regions, memory=1000)
-    for i in range(5):
-        for j in range(5):
-            cosines = F.cosine_similarity(regions[i][:, None], regions[j][None], dim=2)
-            assert torch.equal(found[i, j].long(), cosines.argmax(dim=1))
+    regions = torch.randn(7, 6, 3, generator=torch.Generator().manual_seed(0))
+    found = match_regions(regions, group_size=4, memory=1000)
+    assert sorted(set(found.samples.flatten().tolist())) == list(range(7))
+    for group, samples in enumerate(found.samples.tolist()):
+        assert len(set(samples)) == 4
+        for a, i in enumerate(samples):
+            for b, j in enumerate(samples):
+                cosines = F.cosine_similarity(regions[i][:, None], regions[j][None], dim=2)
+                assert torch.equal(found.rows[group, a, :, b].long() - 6 * b, cosines.argmax(dim=1))
+                assert torch.allclose(found.cosines[group, a, :, b], cosines.amax(dim=1), atol=1e-5)
+
+
+def test_groups_hold_all_samples_and_equally_many():
+    for count, size, groups in ((500, 21, 24), (20, 20, 1), (5, 20, 1), (21, 20, 2)):
+        found = groups_of(count, size, seed=0)
+        assert found.shape == (groups, min(size, count))
+        assert set(found.flatten().tolist()) == set(range(count))
+        assert all(len(set(group)) == len(group) for group in found.tolist())
+
+
+def test_the_first_step_in_one_group_is_that_of_regional_importance():
+    features, logits, *_ = planted(count=12)  # from the second on, v of regional_importance is not even
+    expected = regional_importance(features, logits, num_compared=12, steps=1).regions
+    found = group_importance(match_regions(region_features(features), group_size=12), logits, steps=1)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "side"), [(8, 4), (16, 4), (64, 4), (16, 8)])
+def test_importance_in_groups_finds_planted_patterns(channels, side):
+    features, logits, mask, _ = planted(channels=channels, side=side)
+    found = group_importance(match_regions(region_features(features)), logits)
+    assert area_under_roc(found, mask) > 0.98
+
+
+def rows_of(features):
+    """The matches within one group of all samples."""
+    units = F.normalize(features, dim=2)
+    return best_matches(units, units, MEMORY)[1][None]
 
 
 def random_case(count=6, regions=4, channels=5):
@@ -158,9 +191,9 @@ def random_case(count=6, regions=4, channels=5):
 
 def test_losses_are_those_of_the_formulas():
     projected, features, importance, logits, samples = random_case()
-    similarity, matches = network_similarity(logits), matching_regions(features)
+    similarity, rows = network_similarity(logits)[None], rows_of(features)
     for scale in (0.3, 3.0):
-        found = similarity_loss(scale * projected, matches, importance, similarity, kappa_max=100)
+        found = similarity_loss(scale * projected[None], rows, importance[None], similarity, kappa_max=100)
         expected = reference.similarity_loss(scale * projected, features, importance, logits, kappa_max=100)
         assert found.item() == pytest.approx(expected, rel=1e-9)
     assert align_loss(projected, samples, importance).item() == pytest.approx(
@@ -170,9 +203,9 @@ def test_losses_are_those_of_the_formulas():
 
 def test_gradients_of_the_losses_are_right():
     projected, features, importance, logits, samples = random_case(count=4, regions=2)
-    similarity, matches = network_similarity(logits), matching_regions(features)
+    similarity, rows = network_similarity(logits)[None], rows_of(features)
     projected.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: similarity_loss(h, matches, importance, similarity), projected)
+    assert torch.autograd.gradcheck(lambda h: similarity_loss(h[None], rows, importance[None], similarity), projected)
     assert torch.autograd.gradcheck(lambda h: align_loss(h, samples, importance), projected)
 
 
@@ -180,27 +213,45 @@ def test_regions_of_no_importance_have_no_gradient():
     projected, features, importance, logits, samples = random_case()
     importance[:, 1] = 0
     projected.requires_grad_()
-    similarity, matches = network_similarity(logits), matching_regions(features)
-    matches[matches == 1] = 0  # nor are they what others are compared with
-    loss = similarity_loss(projected, matches, importance, similarity) + align_loss(projected, samples, importance)
+    similarity, rows = network_similarity(logits)[None], rows_of(features)
+    rows[rows % 4 == 1] -= 1  # nor are they what others are compared with
+    loss = similarity_loss(projected[None], rows, importance[None], similarity) + align_loss(
+        projected, samples, importance
+    )
     (slope,) = torch.autograd.grad(loss, projected)
     assert (slope[:, 1] == 0).all()
     assert (slope[:, 0] != 0).all()
 
 
-def test_a_start_gives_the_directions_and_not_the_strength():
+def planted_fit(**options):
+    features, logits, _, labels = planted(count=60, channels=64)
+    directions = F.normalize(torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, 0], [0, 0, -1]]), dim=1)
+    regions = region_features(features)
+    importance = group_importance(match_regions(regions), logits)
+    fitted = fit_region_projection(regions, 3 * directions[labels], importance, logits, **options)
+    return knowledge_points(fitted(regions), directions, torch.full((5,), 0.2), labels), fitted
+
+
+def test_twice_the_steps_find_the_same_knowledge_points():
+    found, fitted = planted_fit(steps=100)
+    again, fitted_again = planted_fit(steps=200)
+    assert again.points == pytest.approx(found.points, rel=0.02)
+    assert fitted_again.matrix.norm().item() == pytest.approx(fitted.matrix.norm().item(), rel=0.02)
+
+
+def test_the_scale_of_features_does_not_matter():
+    _, features, importance, logits, samples = random_case(count=8)
+    one, other = (
+        fit_region_projection(scale * features, samples, importance, logits)(scale * features) for scale in (1.0, 1e3)
+    )
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_features_that_are_0_stay_0():
     _, features, importance, logits, samples = random_case()
-    start = torch.randn(3, 5, dtype=torch.float64)
-    fits = [
-        fit_region_projection(
-            features, samples, importance, logits, start=scale * start, steps=1, learning_rate=1e-9
-        ).matrix
-        for scale in (1.0, 50.0)
-    ]
-    assert torch.allclose(*fits)
-    fresh = fit_region_projection(features, samples, importance, logits, steps=1, learning_rate=1e-9).matrix
-    assert fits[0].norm().item() == pytest.approx(fresh.norm().item(), rel=1e-6)
-    assert F.cosine_similarity(fits[0].flatten(), start.flatten(), dim=0) > 0.999
+    fitted = fit_region_projection(0 * features, samples, importance, logits)
+    assert (fitted(0 * features) == 0).all()
+    assert fitted.losses.isfinite().all()
 
 
 def test_knowledge_points_find_planted_patterns():
