@@ -12,9 +12,10 @@ import warnings
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
 
 import netprism.datamodules
 import netprism.lightning_modules
@@ -49,6 +50,7 @@ for _stage in ("train", "val", "test", "predict"):
     Trainer.__init__.__annotations__[f"limit_{_stage}_batches"] = int | float | None
 
 log = logging.getLogger(__name__)
+MOST_PROCESSES = 8  # for each core: more are a slip of the finger, and would take all memory before they began
 DEFAULTS = Path(__file__).parents[1] / "configs" / "trainer" / "default.yaml"
 
 
@@ -131,6 +133,8 @@ class NetprismCLI(LightningCLI):
             raise ValueError(
                 "weights_only is false, which would run code pickled in a checkpoint; expected true or nothing"
             )
+        if subcommand != "fit" and not self.config[subcommand].get("ckpt_path"):
+            rank_zero_warn(f"{subcommand}: no --ckpt_path, so the network is as it was made, untrained")
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
@@ -152,6 +156,10 @@ class NetprismCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Instantiate the trainer; only a training has loggers, the other commands print their table."""
         trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
+        cores = os.cpu_count() or 1
+        if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > MOST_PROCESSES * cores:
+            most = f"at most {MOST_PROCESSES * cores}, since this machine has {cores} cores"
+            raise ValueError(f"trainer.devices is {trainer.num_devices}; expected {most}")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in one of Lightning's connectors
         callbacks[:0] = [ExactResume(), CheckEqualBatches()]
         if not any(isinstance(callback, Requeue) for callback in callbacks):

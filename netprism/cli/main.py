@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING
 
+from netprism.cli.errors import UsageError, users_error
 from netprism.runs.folder import RUN, choose_folder, is_restart, runs_root, scheduler_id
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
 OTHERS = ("slurm", "sid", "compress", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
+STOPPED = 128 + signal.SIGINT  # what a shell expects after Ctrl-C
 
 HELP = """\
 netprism: shows what a network has learned while it learns it.
@@ -54,15 +54,12 @@ Environment: NETPRISM_RUNS (instead of runs), NETPRISM_RUN (the folder of this r
 error came from), WANDB_API_KEY and WANDB_MODE (curves in the browser; offline without a key)."""
 
 
-class UsageError(Exception):
-    """The command line is wrong: one line, exit code 2."""
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the command line.
 
     Raises:
-        SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, each with one line.
+        SystemExit: 2 after a wrong argument, 1 after an error of the user's that was found later, 130 after Ctrl-C,
+            each with one line.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if "" not in sys.path and os.getcwd() not in sys.path:
@@ -72,6 +69,12 @@ def main(argv: list[str] | None = None) -> None:
         _dispatch(args)
     except (UsageError, argparse.ArgumentError) as error:
         _exit(2, error)
+    except KeyboardInterrupt as error:
+        _exit(STOPPED, error)
+    except SystemExit as error:  # how Lightning ends a training after Ctrl-C, with status 1
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise SystemExit(STOPPED) from error
+        raise
     except Exception as error:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun prints it as the root cause, whichever rank it was
             from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -109,9 +112,10 @@ def _dispatch(args: list[str]) -> None:
         raise UsageError(f"unknown command {command!r}; one of {', '.join((*COMMANDS, *OTHERS))}")
 
 
-def _exit(code: int, error: Exception) -> None:
+def _exit(code: int, error: BaseException) -> None:
     start = "\n" if sys.stderr.isatty() else ""  # a progress bar may have left the line open
-    print(f"{start}netprism: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = "stopped" if code == STOPPED else f"error: {' '.join(str(error).split())}"
+    print(f"{start}netprism: {line}", file=sys.stderr)
     raise SystemExit(code) from error
 
 
@@ -175,14 +179,37 @@ def find_config(name: str) -> Path:
     Raises:
         UsageError: There is neither; names those that are close, and all.
     """
-    if Path(name).is_file():
-        return Path(name)
+    if _is_file(name):
+        return _checked(Path(name))
     known = experiments()
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known) or [other for other in known if name in other]
     hint = f"close: {', '.join(close)}; " if close else ""
     raise UsageError(f"no file and no experiment {name!r}; {hint}the experiments are {', '.join(known)}")
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # a name that is too long for one
+        return False
+
+
+def _checked(config: Path) -> Path:
+    """The config, if it is a mapping in UTF-8: others are refused without their text, which may be a secret."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config {config} is no text in UTF-8 (byte {error.start})") from error
+    except yaml.YAMLError:
+        return config  # the parser says where
+    if not isinstance(found, dict):
+        kind = "empty" if found is None else f"a {type(found).__name__}"
+        raise UsageError(f"config {config} is {kind}; expected a mapping of options, as --print_config prints it")
+    return config
 
 
 def experiment_of(config: Path) -> str:
@@ -220,19 +247,3 @@ def environment(key: str, value: str) -> Iterator[None]:
             del os.environ[key]
         else:
             os.environ[key] = before
-
-
-def users_error(error: BaseException | None) -> Exception | None:
-    """Returns the error about the user's input, or None if the error is a bug.
-
-    It is the first one in the chain of causes (jsonargparse wraps what a class says about its arguments) that was
-    raised on purpose, by netprism or Lightning's trainer.
-    """
-    while isinstance(error, Exception):
-        modules = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
-        module = modules[-1] if modules else ""  # where it was raised
-        on_purpose = isinstance(error, ValueError | OSError) and module.startswith(PURPOSEFUL)
-        if on_purpose or type(error).__name__ == "MisconfigurationException":
-            return error
-        error = error.__cause__
-    return None

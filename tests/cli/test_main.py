@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
+from netprism.cli.errors import users_error
 from netprism.cli.lightning_cli import SafeCheckpointIO
-from netprism.cli.main import experiment_of, experiments, find_config, main, run, users_error
+from netprism.cli.main import experiment_of, experiments, find_config, main, run
 from netprism.datamodules import Digits
 from netprism.runs.folder import RUN, RUNS, choose_folder
 
