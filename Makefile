@@ -6,7 +6,7 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train slurm resume experiments test test-slurm check bench clean experiment run
+.PHONY: help setup train slurm resume report compare experiments test test-slurm check bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -15,6 +15,8 @@ help:
 	@echo 'make slurm EXP=... NODES=2 GPUS=8   the same as a job of a Slurm cluster [TIME= PARTITION= CPUS= TASKS= SIGNAL='
 	@echo '                             ARGS=]; DRY=1 shows the script'
 	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
+	@echo 'make report RUN=runs/...     the run as one page, report.html'
+	@echo 'make compare RUNS="runs/... runs/..."   several runs over one another, compare.html'
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
 	@echo 'make test-slurm              those that start a real Slurm'
 	@echo 'make check                   ruff, mypy and the tests'
@@ -54,6 +56,12 @@ experiment:
 
 resume: run .venv/ready
 	@NETPRISM_RUN="$$RUN" $(PY) -m netprism fit --config "$$RUN/config.yaml" --ckpt_path last $(ARGS)
+
+report: run .venv/ready
+	@$(PY) -m netprism report "$$RUN"
+
+compare: .venv/ready
+	@$(PY) -m netprism compare $(RUNS) $(ARGS)
 
 run:
 	@test -f "$$RUN/config.yaml" || \

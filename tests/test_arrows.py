@@ -16,7 +16,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"components", "discarding", "knowledge"},
     {"interventions"},  # changes networks and images, and looks at them again
     {"figures", "metrics", "runs"},
-    {"loggers"},
+    {"loggers", "report"},
     {"datamodules"},
     {"callbacks"},
     {"lightning_modules"},

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
 
 from netprism.loggers import OfflineFallbackWandbLogger, ResumableCSVLogger
+from netprism.report import write_report
+from netprism.report.words import headlines
 from netprism.runs.folder import display_path
 
 Epochs = dict[int, dict[str, float]]
@@ -16,6 +19,9 @@ LONGEST = 24  # keys that are all shown
 
 class RunSummary(Callback):
     """Prints a table of the logged quantities, without those of single layers, and the places of a run's files.
+
+    The headline quantities of every analysis come first, however many keys there are. The same is written as a page,
+    `report.html`, which takes about a second; a page that cannot be written costs a warning.
 
     The values are those of the trainer's `ResumableCSVLogger`; without one (a dry run, a trainer of one's own) nothing
     is said.
@@ -40,7 +46,17 @@ class RunSummary(Callback):
             return
         curves.read()
         curves.finalize("success")
-        print("", *table(epochs(curves)), "", *places(trainer, curves), "", sep="\n")
+        page = write_page(curves.path.parent)
+        print("", *table(epochs(curves)), "", *page, *places(trainer, curves), "", sep="\n")
+
+
+def write_page(folder: Path) -> list[str]:
+    """Writes the report of a run that has just ended; returns the line that says where it is."""
+    try:
+        return [f"report       {display_path(write_report(folder, ended=True))}"]
+    except Exception as error:  # of any kind: a page is no reason to lose a training
+        rank_zero_warn(f"no report ({error})")
+        return []
 
 
 def epochs(curves: ResumableCSVLogger) -> Epochs:
@@ -58,7 +74,9 @@ def table(found: Epochs) -> list[str]:
     trained = [epoch for epoch in found if epoch >= 0]
     shown_epochs = dict.fromkeys([epoch for epoch in found if epoch < 0] + trained[:1] + trained[-1:])
     logged = dict.fromkeys(key for epoch in shown_epochs for key in found[epoch] if not key.endswith("_step"))
-    keys = [key for key in logged if len(logged) <= LONGEST or is_summary(key)] or list(logged)
+    first = [key for key in headlines(list(logged)) if key in logged]
+    rest = [key for key in logged if len(logged) <= LONGEST or is_summary(key)] or ([] if first else list(logged))
+    keys = list(dict.fromkeys([*first, *rest]))
     width = max(map(len, keys), default=0)
     heads = ["untrained" if epoch < 0 else f"epoch {epoch}" for epoch in shown_epochs]
     lines = [" " * width + "".join(f"{head:>12}" for head in heads)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("slurm", "sid", "compress", "experiments")
+OTHERS = ("slurm", "sid", "compress", "report", "compare", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STOPPED = 128 + signal.SIGINT  # what a shell expects after Ctrl-C
 
@@ -34,6 +34,8 @@ netprism: shows what a network has learned while it learns it.
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
   netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
   netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
+  netprism report RUN                                             a run as one page; RUN: folder, glob, experiment
+  netprism compare RUN RUN ...                                    several runs over one another
   netprism experiments [NAME]                                     the list below; with a name: whether there is one
   netprism --version
   netprism fit --help                                             every option
@@ -106,6 +108,10 @@ def _dispatch(args: list[str]) -> None:
         from netprism.cli.compress import compress
 
         compress(args[1:])
+    elif command in ("report", "compare"):
+        from netprism.cli import report
+
+        (report.report if command == "report" else report.compare)(args[1:])
     elif command == "slurm":
         to_slurm(args[1:])
     else:

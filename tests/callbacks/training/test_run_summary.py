@@ -24,8 +24,8 @@ def test_the_table_sets_the_first_epoch_against_the_last(tmp_path):
     assert table(epochs(logger)) == [
         "                       untrained     epoch 0     epoch 2",
         "gates/entropy                9.5           8         nan",
-        "gates/entropy/layer1           -           1           -",
         "train/loss                     -       2.303         0.5",
+        "gates/entropy/layer1           -           1           -",
     ]
 
 
@@ -36,12 +36,15 @@ def test_one_epoch_is_one_column(tmp_path):
 def test_few_keys_of_layers_are_shown_and_of_many_none_unless_there_are_no_others(tmp_path):
     few = {"knowledge/KL/fc": 1.0, "loss": 3.0, "loss_step": 2.0}
     assert table(epochs(log(tmp_path / "a", (0, few))))[1:] == [
-        "knowledge/KL/fc           1",
         "loss                      3",
+        "knowledge/KL/fc           1",
     ]
     many = {f"gates/entropy/layer{i}": 1.0 for i in range(30)}
     assert table(epochs(log(tmp_path / "b", (0, many | {"loss": 3.0}))))[1:] == ["loss           3"]
-    assert len(table(epochs(log(tmp_path / "c", (0, many))))) == 31
+    layers = {f"lr/a/layer{i}": 1.0 for i in range(30)}
+    assert len(table(epochs(log(tmp_path / "c", (0, layers))))) == 31
+    ends = ["gates/entropy/layer0            1", "gates/entropy/layer29           1"]
+    assert table(epochs(log(tmp_path / "d", (0, many))))[1:] == ends, "those of the first and the last layer"
 
 
 def test_nothing_logged_is_an_empty_table(tmp_path):
@@ -76,6 +79,8 @@ def test_says_where_everything_is(tmp_path, capsys, monkeypatch):
     assert "curves       runs/a/metrics.csv\n" in said
     assert "checkpoints  runs/a/checkpoints: best.ckpt, last.ckpt\n" in said
     assert "figures      runs/a/figures: curves.png\n" in said
+    assert "report       runs/a/report.html\n" in said
+    assert "Finished" in (tmp_path / "runs" / "a" / "report.html").read_text()
     assert (tmp_path / "runs" / "a" / "metrics.csv").exists(), "what it points at is there"
 
 

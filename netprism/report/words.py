@@ -1,0 +1,86 @@
+"""What the logged keys mean, in words that need no paper: the headline of a run comes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a quantity says.
+
+    Attributes:
+        text: One sentence.
+        unit: Its unit; empty for a fraction.
+        headline: Whether it belongs to the few numbers that are shown first.
+    """
+
+    text: str
+    unit: str = ""
+    headline: bool = False
+
+
+_MEANINGS = {
+    "accuracy": Meaning("Fraction of the images that are classified correctly.", "", True),
+    "loss": Meaning("Loss of the task; lower is better.", "nats", True),
+    "gates/entropy": Meaning("How many different ways the network treats these images: 2^H of them.", "bits", True),
+    "gates/saturation": Meaning("The entropy as a fraction of the most that this number of images can show."),
+    "gates/suffix_entropy": Meaning("Entropy of the gates of this layer and of all behind it.", "bits"),
+    "gates/input_information": Meaning("What the gates tell of the input.", "bits"),
+    "gates/class_information": Meaning("What the gates tell of the class.", "bits", True),
+    "gates/total_correlation": Meaning("How far the gates are from independent.", "bits"),
+    "discarding/SID": Meaning("How much a pixel may change before the layer reacts: more is discarded.", "nats", True),
+    "discarding/RU": Meaning("How uncertain the input stays when it is reconstructed from the layer.", "nats"),
+    "discarding/concentration": Meaning("How much more is discarded of the background than of the object.", "nats"),
+    "knowledge/points": Meaning("Regions of an image that decide for a class by themselves.", "regions"),
+    "knowledge/reliable": Meaning("Regions that decide for the right class by themselves.", "regions"),
+    "knowledge/ratio": Meaning("Fraction of the deciding regions that decide for the right class.", "", True),
+    "knowledge/strength_uncertainty_corr": Meaning("Correlation of a feature's strength with the output's entropy."),
+    "components/significance": Meaning("Share of the feature's variance that this order makes.", "", True),
+    "components/unexplained": Meaning("Share of the feature that nets of this order leave unexplained."),
+    "components/contribution": Meaning("What the component contributes to a lower task loss.", "nats"),
+    "components/effectiveness": Meaning("Contribution per unit of the component's strength.", "nats per unit"),
+    "components/overfitting": Meaning("Share of the contribution that test images do not see."),
+    "reliability": Meaning("Share of the component that networks of other seeds have learned as well.", "", True),
+    "penalty/complexity": Meaning("What the complexity loss lowers, up to a constant that drifts.", "nats", True),
+    "penalty/train_test_gap": Meaning("Test loss minus training loss.", "nats", True),
+}
+_UNKNOWN = Meaning("")
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Returns the quantity of a key and its layer or order, which may be "".
+
+    Example:
+        >>> split_key("gates/test/entropy/layer1.0.relu"), split_key("val/accuracy")
+        (('gates/test/entropy', 'layer1.0.relu'), ('val/accuracy', ''))
+    """
+    parts = key.split("/")
+    depth = 3 if len(parts) > 2 and parts[1] == "test" else 2
+    return "/".join(parts[:depth]), "/".join(parts[depth:])
+
+
+def meaning(key: str) -> Meaning:
+    """Returns what a key says; an empty text where nothing is known of it."""
+    quantity = split_key(key)[0].replace("/test/", "/")
+    for name in (quantity, quantity.rpartition("/")[2], quantity.partition("/")[0]):
+        if name in _MEANINGS:
+            return _MEANINGS[name]
+    plain = quantity.rpartition("/")[2].removeprefix("train_").removeprefix("val_").removeprefix("test_")
+    return _MEANINGS.get(plain.removesuffix("_epoch"), _UNKNOWN)
+
+
+def is_headline(key: str) -> bool:
+    """Returns whether a key, of a whole network or of a layer, belongs to those that are shown first."""
+    return meaning(key).headline
+
+
+def headlines(keys: list[str]) -> list[str]:
+    """Returns the keys to show first: whole networks' before those of the first and the last layer."""
+    chosen: dict[str, list[str]] = {}
+    for key in filter(is_headline, keys):
+        chosen.setdefault(split_key(key)[0], []).append(key)
+    found: list[str] = []
+    for quantity, own in chosen.items():
+        found += [quantity] if quantity in own else dict.fromkeys((own[0], own[-1]))
+    return found
