@@ -40,8 +40,8 @@ def test_few_keys_of_layers_are_shown_and_of_many_none_unless_there_are_no_other
         "knowledge/KL/fc           1",
     ]
     many = {f"gates/entropy/layer{i}": 1.0 for i in range(30)}
-    assert table(epochs(log(tmp_path / "b", (0, many | {"loss": 3.0}))))[1:] == ["loss           3"]
     layers = {f"lr/a/layer{i}": 1.0 for i in range(30)}
+    assert table(epochs(log(tmp_path / "b", (0, layers | {"loss": 3.0}))))[1:] == ["loss           3"]
     assert len(table(epochs(log(tmp_path / "c", (0, layers))))) == 31
     ends = ["gates/entropy/layer0            1", "gates/entropy/layer29           1"]
     assert table(epochs(log(tmp_path / "d", (0, many))))[1:] == ends, "those of the first and the last layer"
