@@ -6,7 +6,7 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train slurm resume report compare experiments test test-slurm check bench clean experiment run
+.PHONY: help setup train study slurm resume report compare experiments test test-slurm check bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -14,6 +14,8 @@ help:
 	@echo 'make train EXP=quickstart    train it [ARGS="--trainer.max_epochs 3 ..."]'
 	@echo 'make slurm EXP=... NODES=2 GPUS=8   the same as a job of a Slurm cluster [TIME= PARTITION= CPUS= TASKS= SIGNAL='
 	@echo '                             ARGS=]; DRY=1 shows the script'
+	@echo 'make study                   the studies: figures and tables of the papers, two lines each'
+	@echo 'make study STUDY=...         trains what is missing, then its table, figure and page [JOBS=2 DRY=1 RETRY=1 ARGS=]'
 	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
 	@echo 'make report RUN=runs/...     the run as one page, report.html'
 	@echo 'make compare RUNS="runs/... runs/..."   several runs over one another, compare.html'
@@ -40,6 +42,9 @@ train: experiment .venv/ready
 else
 train: experiments
 endif
+
+study: .venv/ready
+	@$(PY) -m netprism study $(if $(STUDY),"$$STUDY") $(if $(JOBS),--jobs=$(JOBS)) $(if $(DRY),--dry-run) $(if $(RETRY),--retry) $(ARGS)
 
 SLURM := $(foreach option,NODES GPUS TASKS CPUS TIME PARTITION SIGNAL,$(if $($(option)),--$(shell echo $(option) | tr A-Z a-z)=$($(option))))
 

@@ -20,6 +20,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"datamodules"},
     {"callbacks"},
     {"lightning_modules"},
+    {"studies"},
     {"cli"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

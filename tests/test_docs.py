@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from netprism.cli.main import COMMANDS, OTHERS, experiments
+from netprism.studies.study import shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted(ROOT.glob("docs/*.md")))]
@@ -102,6 +103,8 @@ def test_a_shell_line_names_what_is_there(page, line):
         assert target in TARGETS, f"{page}: make has no target {target}"
         given = dict(word.split("=", 1) for word in words[1:] if "=" in word)
         experiment = given.get("EXP")
+        study = given.get("STUDY", "...")
+        assert study in {"...", *shipped()} or study.endswith(".yaml"), f"{page}: there is no study {study}"
         options = [word for word in given.get("ARGS", "").split() if word.startswith("--")]
         assert given.keys() <= {
             "EXP",
@@ -115,6 +118,9 @@ def test_a_shell_line_names_what_is_there(page, line):
             "PARTITION",
             "SIGNAL",
             "DRY",
+            "STUDY",
+            "JOBS",
+            "RETRY",
         }
         if target in ("test", "test-slurm"):
             return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("slurm", "sid", "compress", "report", "compare", "experiments")
+OTHERS = ("study", "slurm", "sid", "compress", "report", "compare", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STOPPED = 128 + signal.SIGINT  # what a shell expects after Ctrl-C
 
@@ -31,6 +31,7 @@ netprism: shows what a network has learned while it learns it.
 
   netprism fit --config EXPERIMENT [--trainer.max_epochs 3 ...]   train, measure after every epoch
   netprism validate|test --config EXPERIMENT --ckpt_path best
+  netprism study [STUDY] [--dry-run] [--jobs 2]                   many runs, one table and figure; alone: the list
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
   netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
   netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
@@ -112,6 +113,10 @@ def _dispatch(args: list[str]) -> None:
         from netprism.cli import report
 
         (report.report if command == "report" else report.compare)(args[1:])
+    elif command == "study":
+        from netprism.cli.study import study_command
+
+        study_command(args[1:], run, experiments())
     elif command == "slurm":
         to_slurm(args[1:])
     else:

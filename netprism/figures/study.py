@@ -1,0 +1,116 @@
+"""The figure of a study: quantities against an option, one line per group, mean and standard deviation over seeds.
+
+A panel of a study file is a mapping with
+
+    x: model.weight          option, epoch or layer; text becomes a category
+    y: H                     quantity
+    by: model.prior_only     one line per value, optional
+    where: {epoch: 9}        which records, optional
+    scale: log               of the x axis: linear, log or symlog; optional
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from netprism.figures._common import panels
+
+# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows; the
+# markers tell them apart in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "os^Dv<>"
+Records = Sequence[Mapping[str, Any]]
+
+
+def study_figure(records: Records, specs: Sequence[Mapping[str, Any]], label: Callable[[str], str]) -> Figure:
+    """Returns the panels of a study, at most three side by side.
+
+    Args:
+        records: One per run and whatever a record is of, with `seed`.
+        specs: The panels, as above.
+        label: Words for an option or a quantity.
+
+    Raises:
+        ValueError: A panel names a column that the records do not have.
+    """
+    columns = min(3, len(specs))
+    rows = math.ceil(len(specs) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained")
+    for axes, spec in zip(panels(figure, rows, columns, len(specs)), specs, strict=True):
+        _panel(axes, records, spec, label)
+    return figure
+
+
+def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callable[[str], str]) -> None:
+    known = {key for record in records for key in record}
+    for role in ("x", "y", "by"):
+        if spec.get(role) is not None and spec[role] not in known:
+            raise ValueError(f"{role} of a panel is {spec[role]!r}; expected one of {', '.join(sorted(known))}")
+    x, y, by = str(spec["x"]), str(spec["y"]), spec.get("by")
+    chosen = [
+        record
+        for record in records
+        if all(
+            record.get(key) in value if isinstance(value, list) else record.get(key) == value
+            for key, value in spec.get("where", {}).items()
+        )
+    ]
+    places = list(dict.fromkeys(_plain(record[x]) for record in chosen))
+    is_number = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
+    if is_number:
+        places.sort()
+    groups = list(dict.fromkeys(_plain(record[by]) for record in chosen)) if by else [None]
+    many = len(places) > 12
+    for number, group in enumerate(groups):
+        means, spreads, at = [], [], []
+        for position, place in enumerate(places):
+            values = [
+                float(record[y])
+                for record in chosen
+                if _plain(record[x]) == place and (by is None or _plain(record[by]) == group)
+            ]
+            values = [value for value in values if math.isfinite(value)]
+            if values:
+                offset = 0.0 if is_number or len(groups) == 1 else 0.12 * (number - (len(groups) - 1) / 2)
+                at.append(float(place) if is_number else position + offset)
+                means.append(float(np.mean(values)))
+                spreads.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        name = None if group is None else str(label(str(group)))
+        line = "-" if is_number or spec.get("join", False) else "none"
+        if many and is_number:
+            axes.plot(at, means, color=color, marker=marker, markevery=max(1, len(at) // 10), markersize=3, label=name)
+            low, high = np.subtract(means, spreads), np.add(means, spreads)
+            axes.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0)
+        else:
+            axes.errorbar(
+                at, means, spreads, color=color, marker=marker, linestyle=line, markersize=4, capsize=2, label=name
+            )
+    if is_number:
+        if spec.get("scale") == "symlog":  # a logarithm that has room for 0
+            least = min((abs(float(place)) for place in places if place), default=1.0)
+            axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+        elif spec.get("scale") == "log":
+            axes.set_xscale("log")
+        elif all(isinstance(place, int) for place in places):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    else:
+        axes.set_xticks(range(len(places)), [label(str(place)) for place in places], rotation=20, ha="right")
+    axes.set_xlabel(label(x))
+    axes.set_ylabel(label(y))
+    axes.spines[["top", "right"]].set_visible(False)
+    if by:
+        axes.legend(frameon=False, fontsize="small", title=label(str(by)), title_fontsize="small")
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - what an option holds
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, dict | list) or value is None else value

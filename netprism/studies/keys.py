@@ -1,0 +1,95 @@
+"""The key of a run: a hash of its config without what does not change its numbers. Runs are found by it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from netprism.runs.folder import finished_runs
+
+FACTORY = "netprism.runs.teachers.trained"
+# Where a run is written and read, what it shows, and how it was started.
+IRRELEVANT = (
+    "ckpt_path",
+    "weights_only",
+    "summary",
+    "best_checkpoint.dirpath",
+    "last_checkpoint.dirpath",
+    "trainer.default_root_dir",
+    "trainer.logger",
+    "trainer.profiler",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "data.init_args.root",
+    "data.init_args.download",
+    "data.init_args.num_workers",
+)
+Config = dict[str, Any]
+
+
+def config_key(config: Config) -> str:
+    """Returns twelve hex digits, the same for two runs that compute the same.
+
+    A checkpoint of an analysed network counts as the key of the run that it is of, wherever that lies.
+
+    Args:
+        config: The resolved config of `fit`, as a run writes it into `config.yaml`.
+    """
+    kept = json.loads(json.dumps(config, default=str))
+    for path in IRRELEVANT:
+        *parents, last = path.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    for options in teachers(kept):
+        options["checkpoint"] = _content(options.get("checkpoint"))
+    return digest(kept)
+
+
+def digest(content: object) -> str:
+    """Returns twelve hex digits of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def teachers(node: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - a part of a config
+    """Yields the arguments of each analysed network in a resolved config."""
+    if isinstance(node, dict):
+        if node.get("class_path") == FACTORY and isinstance(node.get("init_args"), dict):
+            yield node["init_args"]
+        for part in node.values():
+            yield from teachers(part)
+    elif isinstance(node, list):
+        for part in node:
+            yield from teachers(part)
+
+
+def _content(checkpoint: str | None) -> str | None:
+    """Returns the key of the run that a checkpoint is of; the path itself where it is of none."""
+    if checkpoint is None or checkpoint.startswith("key:"):
+        return checkpoint
+    path = Path(checkpoint)
+    config = path.parent.parent / "config.yaml"
+    return f"key:{config_key(read_config(config))}/{path.name}" if config.is_file() else checkpoint
+
+
+def read_config(path: Path) -> Config:
+    """Reads a resolved config; the C parser of YAML takes some milliseconds, the one in Python a tenth of a second."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    config: Config = yaml.load(path.read_text(encoding="utf-8"), loader)
+    return config
+
+
+def finished_by_key(experiment: str) -> dict[str, Path]:
+    """Returns {key: folder} of the finished runs of an experiment, whoever trained them; of two the newest."""
+    found: dict[str, Path] = {}
+    for folder in reversed(finished_runs(experiment)):
+        if (config := folder / "config.yaml").is_file():
+            found[config_key(read_config(config))] = folder
+    return found

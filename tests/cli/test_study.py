@@ -1,0 +1,166 @@
+"""Studies from the command line: what is trained, shared, tried again, and what remains when everything is killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from studies_files import EPOCHS, fake_fit, fake_points
+
+from netprism.cli.main import main
+from netprism.cli.study import Pool, collect, overview
+from netprism.studies.points import read_point
+from netprism.studies.study import Study
+
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+HERE = Path(__file__).parents[1]
+VALUES = [1.0, 0.1, 1 / 3, 7.0, 2.5, 1e-3]
+FAKE = Study("fake", "Fake", experiment="fake", grid={"value": VALUES}, read={"total": "val/sum"})
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from pathlib import Path
+from studies_files import fake_fit, fake_points
+from netprism.cli.study import Pool, collect
+from netprism.studies.study import Study
+study = Study("fake", "Fake", experiment="fake", grid={{"value": {VALUES!r}}}, read={{"total": "val/sum"}})
+points = fake_points(Path("."), {VALUES!r})
+Pool(study, points, fake_fit, jobs=2).run()
+collect(study, points)
+"""
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "")  # the pool sets it
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def epochs_trained(desk):
+    return sum(len(file.read_text().split()) for file in desk.glob("runs/fake/*/epochs.txt"))
+
+
+def test_killed_at_random_moments_the_table_is_the_same_to_the_bit(desk):
+    (desk / "undisturbed").mkdir()
+    subprocess.run([sys.executable, "-c", PROGRAM], cwd=desk / "undisturbed", check=True, timeout=60)
+    chance, kills = random.Random(0), 0
+    while kills < 4:
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=desk, stdout=subprocess.DEVNULL)
+        while not list(desk.glob("runs/fake/*/epochs.txt")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.05, 0.3))
+        process.kill()
+        process.wait()
+        kills += 1
+        trained = epochs_trained(desk)
+        time.sleep(0.2)
+        assert epochs_trained(desk) <= trained + 2, "a run outlives its study"
+    subprocess.run([sys.executable, "-c", PROGRAM], cwd=desk, check=True, timeout=60)
+    for name in ("table.csv", "runs.csv", "study.md"):
+        one, other = (folder / "studies" / "fake" / name for folder in (desk, desk / "undisturbed"))
+        assert one.read_bytes() == other.read_bytes()
+    assert epochs_trained(desk) <= len(VALUES) * EPOCHS + 2 * kills, "a kill loses at most the epochs at work"
+
+
+def test_a_failed_run_stops_no_other_and_is_tried_again_when_asked(desk, capsys):
+    points = fake_points(desk, VALUES, fails=[7.0])
+    Pool(FAKE, points, fake_fit, 2).run()
+    assert [point.state() for point in points] == ["done", "done", "done", "failed", "done", "done"]
+    assert points[3].reason() == "value is 7.0; expected another"
+    collect(FAKE, points)
+    page = (desk / "studies" / "fake" / "study.md").read_text()
+    assert "value=7 seed=0: value is 7.0; expected another" in page
+    assert "5 of 6 runs" in page
+    Pool(FAKE, points, fake_fit, 1).run()
+    assert epochs_trained(desk) == 5 * EPOCHS, "neither the failed one nor the others again"
+    healed = fake_points(desk, VALUES)
+    healed[3].forget()
+    Pool(FAKE, healed, fake_fit, 1).run()
+    assert all(point.done for point in healed)
+    assert "[1/1] value=7 seed=0: done" in capsys.readouterr().out
+
+
+def test_what_needs_a_failed_run_says_so_and_is_not_tried(desk):
+    network = fake_points(desk, [7.0], fails=[7.0])[0]
+    (first,) = fake_points(desk, [1.0])
+    from dataclasses import replace
+
+    needy = replace(first, key="needy", folder=desk / "runs" / "fake" / "needy", needs=(network.folder,))
+    Pool(FAKE, [network, needy], fake_fit, 2).run()
+    assert needy.state() == "failed"
+    assert needy.reason() == "its network failed: value is 7.0; expected another"
+
+
+def test_a_killed_run_is_named_by_its_signal(desk):
+    def dies(command, args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (point,) = fake_points(desk, [1.0])
+    Pool(FAKE, [point], dies, 1).run()
+    assert point.reason() == "killed by SIGKILL, out of memory?"
+
+
+def test_two_studies_at_once_train_a_run_once(desk):
+    command = [sys.executable, "-c", PROGRAM]
+    both = [subprocess.Popen(command, cwd=desk, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert epochs_trained(desk) == len(VALUES) * EPOCHS
+
+
+def test_a_point_is_read_as_it_was_written(desk):
+    (point,) = fake_points(desk, [1.0])
+    again = read_point(point.write(desk / "studies"))
+    assert (again.key, again.folder, again.setting) == (point.key, point.folder, point.setting)
+    assert "1 missing" in overview([again])[0]
+
+
+REAL = """\
+# What is left of an image in a layer
+experiment: discarding/decoder_digits
+overrides:
+  data.train_samples: 48
+  trainer.max_epochs: 1
+  trainer.callbacks: null
+  teacher.data.train_samples: 48
+  teacher.trainer.max_epochs: 1
+grid: {model.layers: [[layer3], [nothing]]}
+read: {mse: "val/mse/*"}
+per: [layer]
+figure: [{x: layer, y: mse}]
+"""
+
+
+def test_a_study_of_ones_own_trains_networks_first_shares_them_and_names_what_failed(desk, capsys):
+    (desk / "mine.yaml").write_text(REAL)
+    (desk / "yours.yaml").write_text(REAL.replace("[[layer3], [nothing]]", "[[layer3]]"))
+    main(["study", "mine.yaml", "--dry-run"])
+    assert "3 runs: 0 done, 0 failed, 0 stopped, 3 missing" in capsys.readouterr().out
+    assert not (desk / "runs").exists()
+    with pytest.raises(SystemExit):
+        main(["study", "mine.yaml"])
+    assert "1 of 3 runs failed, RETRY=1 tries them again" in capsys.readouterr().err
+    folder = desk / "studies" / "mine"
+    assert {"table.csv", "table.md", "runs.csv", "figure.png", "figure.pdf", "study.md"} <= set(os.listdir(folder))
+    assert "ResNet has no layer 'nothing'" in (folder / "study.md").read_text()
+    main(["study", "yours.yaml"])
+    said = capsys.readouterr().out
+    assert "2 runs: 2 done" in said
+    assert (desk / "studies" / "yours" / "table.csv").read_text().count("\n") == 2
+
+
+def test_a_wrong_option_is_refused_before_anything_trains(desk, capsys):
+    (desk / "mine.yaml").write_text(REAL.replace("max_epochs: 1\n  trainer.c", "max_epoch: 1\n  trainer.c"))
+    with pytest.raises(SystemExit) as error:
+        main(["study", "mine.yaml"])
+    assert error.value.code == 2
+    assert "max_epoch" in capsys.readouterr().err
+    assert not (desk / "runs").exists()

@@ -1,0 +1,60 @@
+import copy
+
+from netprism.files import write_text
+from netprism.studies.keys import config_key
+
+CONFIG = {
+    "seed_everything": 0,
+    "ckpt_path": None,
+    "trainer": {"max_epochs": 3, "default_root_dir": "runs/a/1", "logger": [{"class_path": "x"}]},
+    "best_checkpoint": {"dirpath": "runs/a/1/checkpoints", "monitor": "val/accuracy"},
+    "data": {"class_path": "d.Digits", "init_args": {"root": "data", "batch_size": 8, "num_workers": 0}},
+    "model": {
+        "teacher": {"class_path": "netprism.runs.teachers.trained", "init_args": {"checkpoint": None}},
+    },
+}
+
+
+def changed(path, value):
+    config = copy.deepcopy(CONFIG)
+    *parents, last = path.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    return config
+
+
+def test_what_changes_no_number_changes_no_key():
+    for path, value in [
+        ("ckpt_path", "last"),
+        ("trainer.default_root_dir", "elsewhere"),
+        ("trainer.logger", None),
+        ("best_checkpoint.dirpath", "elsewhere"),
+        ("data.init_args.root", "/data"),
+        ("data.init_args.num_workers", 4),
+    ]:
+        assert config_key(changed(path, value)) == config_key(CONFIG), path
+
+
+def test_what_changes_a_number_changes_the_key():
+    for path, value in [
+        ("seed_everything", 1),
+        ("trainer.max_epochs", 4),
+        ("best_checkpoint.monitor", "val/loss"),
+        ("data.init_args.batch_size", 16),
+        ("model.teacher.init_args.checkpoint", "some.ckpt"),
+    ]:
+        assert config_key(changed(path, value)) != config_key(CONFIG), path
+
+
+def test_a_network_counts_as_the_run_that_it_is_of_wherever_that_lies(tmp_path):
+    for place, seed in (("here", 0), ("there", 0), ("other", 1)):
+        write_text(tmp_path / place / "config.yaml", f"seed_everything: {seed}\n")
+    keys = {
+        place: config_key(changed("model.teacher.init_args.checkpoint", f"{tmp_path}/{place}/checkpoints/best.ckpt"))
+        for place in ("here", "there", "other")
+    }
+    assert keys["here"] == keys["there"] != keys["other"]
+    last = config_key(changed("model.teacher.init_args.checkpoint", f"{tmp_path}/here/checkpoints/last.ckpt"))
+    assert last != keys["here"]
