@@ -50,7 +50,7 @@ def test_the_wheel_has_every_source_file_and_puts_no_other_name_into_site_packag
     wanted = {
         path.relative_to(ROOT).as_posix()
         for folder in ("netprism", *(f"netprism/{link}" for link in LINKS))
-        for pattern in ("*.py", "*.yaml")
+        for pattern in ("*.py", "*.yaml", "*.html", "*.css", "*.js")
         for path in (ROOT / folder).rglob(pattern)
     }
     assert {

@@ -21,7 +21,7 @@ def warnings(run: Run, ended: bool | None = None) -> list[str]:
     """
     found = [*_numbers(run), *_layers(run)]
     if not (run.is_finished if ended is None else ended):
-        found.insert(0, f"The training did not end. Continue it with: make resume RUN={run.name}")
+        found.insert(0, f"The training did not end. Continue it with: make resume RUN={run.path}")
     return found
 
 

@@ -30,9 +30,14 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder as one types it, below the folder of all runs where it is there."""
+        """What the run is called: its folder, below the folder of all runs where it is there."""
         full, root = self.folder.resolve(), runs_root().resolve()
         return full.relative_to(root).as_posix() if full.is_relative_to(root) else display_path(self.folder)
+
+    @property
+    def path(self) -> str:
+        """The folder as a command takes it."""
+        return display_path(self.folder)
 
     @property
     def is_finished(self) -> bool:

@@ -81,7 +81,7 @@ def test_long_waits_are_announced_before_they_begin():
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["fitt"], ["'fitt'", "fit, validate, test, predict, slurm, sid, compress, report, compare, experiments"]),
+        (["fitt"], ["'fitt'", "fit, validate, test, predict, study, slurm, sid, compress, report, compare, experiments"]),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
         (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),
         (["fit", "--config", "quickstart", "--trainer.max_epoch=3"], ["--trainer.max_epoch=3", "--trainer.max_epochs"]),

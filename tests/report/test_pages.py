@@ -71,7 +71,7 @@ def test_the_page_has_the_numbers_of_the_run(tmp_path):
 def test_a_run_that_died_with_nan_has_a_page(tmp_path):
     folder = make_run(tmp_path / "run", rows="2,30,nan,inf,1,2,3,,\n3,40,5", finished=False)
     said = warnings(Run(folder))
-    assert said[0].startswith("The training did not end. Continue it with: make resume RUN=")
+    assert said[0] == f"The training did not end. Continue it with: make resume RUN={folder}"
     assert any("gates/entropy is NaN or infinite in epoch 2" in line for line in said)
     assert charts(write_report(folder))["gates/entropy"]["data"][0]["y"] == [3, 4, 5, None, 5]
 
