@@ -47,6 +47,7 @@ TABLE = [  # owner, attribute, reason
     ("torch.nn:Module", "_buffers", "restored after a measurement, with those that appeared"),
     ("torch.nn.modules.batchnorm", "_NormBase", "normalisation layers draw no random numbers"),
     ("torch", "_int_mm", "products of int8 matrices; public only for floating point"),
+    ("torch.cpu", "_is_vnni_supported", "without these instructions int8 products are slower than float32"),
     ("torch", "_C", "activation checkpointing and function modes have no public state"),
 ]
 FOREIGN_MODULES = {"_C", "_autograd", "_top_saved_tensors_default_hooks"}  # below torch._C

@@ -234,7 +234,7 @@ class Hinge(nn.Module):
 
 def test_the_gates_of_a_loss_function_do_not_count(tmp_path):
     _, trainer = trained(penalty(layers=None), folder=tmp_path, module=Forward(), max_epochs=1)
-    assert energy_keys(trainer) == [":relu#0", "model:relu#0", "model:relu#1"]
+    assert energy_keys(trainer) == [":relu#0", ":relu#1", "pl_module:relu#0"]
 
 
 class Distilled(Stranger):
@@ -257,9 +257,9 @@ class Distilled(Stranger):
 def test_what_runs_without_gradients_does_not_count(tmp_path):
     callback = penalty()
     _, trainer = trained(callback, folder=tmp_path, module=Distilled(), max_epochs=1)
-    assert energy_keys(trainer) == ["model:relu#0", "model:relu#1"]
-    with pytest.raises(ValueError, match="gating layer 'teacher' runs without gradients"):
-        trained(penalty(layers=["model", "teacher"]), folder=tmp_path, module=Distilled())
+    assert energy_keys(trainer) == [":relu#0", ":relu#1"]
+    with pytest.raises(ValueError, match="gating layer 'pl_module.teacher' runs without gradients"):
+        trained(penalty(layers=["pl_module.teacher"]), folder=tmp_path, module=Distilled())
 
 
 class Views(Stranger):

@@ -81,7 +81,10 @@ def test_long_waits_are_announced_before_they_begin():
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["fitt"], ["'fitt'", "fit, validate, test, predict, study, slurm, sid, compress, report, compare, experiments"]),
+        (
+            ["fitt"],
+            ["'fitt'", "fit, validate, test, predict, study, slurm, sid, compress, report, compare, experiments"],
+        ),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
         (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),
         (["fit", "--config", "quickstart", "--trainer.max_epoch=3"], ["--trainer.max_epoch=3", "--trainer.max_epochs"]),
@@ -166,7 +169,7 @@ def test_a_run_leaves_what_it_takes_to_understand_and_repeat_it(tmp_path, capsys
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"
     }
     checkpoints = {"checkpoints/last.ckpt", "checkpoints/best.ckpt"}
-    assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", ".lock", *checkpoints}
+    assert names == {"config.yaml", "git.txt", "metrics.csv", "finished.txt", "report.html", ".lock", *checkpoints}
     assert "torch 2" in (folder / "git.txt").read_text()
     assert list(rows(folder)) == [-1, 0, 1]
     assert "gates/entropy" in capsys.readouterr().out

@@ -295,7 +295,8 @@ class Unpack:
 def test_a_real_monitor_that_fails_on_one_rank_goes_on_with_both(tmp_path, unmonitored, short, name, number):
     ranks, rows = train_deadline(tmp_path, MONITORS[name](unpack=Unpack(number), on_error="warn"))
     (line,) = warnings_of(tmp_path)
-    assert line.endswith("the training continues (process 1: OSError: the disk is gone)")
+    assert "the training continues (process 1: " in line
+    assert "OSError: the disk is gone" in line
     assert ranks[0]["keys"] == ranks[1]["keys"]
     assert str(ranks[0]["history"]) == str(ranks[1]["history"])
     assert len(ranks[0]["history"]) == EPOCHS
@@ -305,7 +306,7 @@ def test_a_real_monitor_that_fails_on_one_rank_goes_on_with_both(tmp_path, unmon
 
 def test_what_a_rank_has_distilled_alone_is_undone(tmp_path, short):
     """The other one fails after its steps, in the second measurement."""
-    ranks, _ = train_deadline(tmp_path, MONITORS["components"](unpack=Unpack(7), on_error="warn"))
+    ranks, _ = train_deadline(tmp_path, MONITORS["components"](unpack=Unpack(9), on_error="warn"))
     assert [row["epoch"] for row in ranks[0]["history"]] == [-1, 1, 2]
     for rank in ranks:
         start, failed, *others = rank["states"]
