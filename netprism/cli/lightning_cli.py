@@ -15,7 +15,7 @@ from pytorch_lightning import Callback, LightningDataModule, LightningModule, Tr
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities import rank_zero_only, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 
 import netprism.datamodules
 import netprism.lightning_modules
@@ -134,7 +134,7 @@ class NetprismCLI(LightningCLI):
                 "weights_only is false, which would run code pickled in a checkpoint; expected true or nothing"
             )
         if subcommand != "fit" and not self.config[subcommand].get("ckpt_path"):
-            rank_zero_warn(f"{subcommand}: no --ckpt_path, so the network is as it was made, untrained")
+            rank_zero_info(f"{subcommand}: no --ckpt_path, so the network is as it was made, untrained")
         try:
             super()._run_subcommand(subcommand)
         except RuntimeError as error:

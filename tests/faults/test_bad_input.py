@@ -10,7 +10,6 @@ from netprism.cli.main import main
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*no --ckpt_path"),
 ]
 EXPERIMENT = ["--config=gates/digits_mlp", "--trainer.fast_dev_run=1"]
 NET = "model: {class_path: netprism.lightning_modules.Classifier, init_args: {net: {class_path: netprism.nets.MLP}}}\n"

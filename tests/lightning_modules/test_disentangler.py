@@ -300,21 +300,7 @@ def test_bad_options_are_named(options, message):
         module(input_shape=(1, 8, 8), **options)
 
 
-def test_a_layer_of_several_tensors_a_constant_feature_and_no_shape(tmp_path):
-    class Pair(nn.Module):
-        def forward(self, x):
-            return x, x
-
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.pair, self.fc = Pair(), nn.Linear(64, 3)
-
-        def forward(self, x):
-            return self.fc(self.pair(x)[0].flatten(1))
-
-    with pytest.raises(TypeError, match=r"layer 'pair' returns tuple of \(Tensor, Tensor\), not one tensor"):
-        module(teacher=Odd(), layer="pair", input_shape=(1, 8, 8))
+def test_a_constant_feature_and_no_shape(tmp_path):
     dead = teacher()
     nn.init.zeros_(dead.conv.weight)
     with pytest.raises(ValueError, match="the feature is the same for all 16 samples; expected a variance above 0"):
