@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 
 from netprism.loggers import OfflineFallbackWandbLogger, ResumableCSVLogger
 from netprism.report import write_report
@@ -15,6 +15,8 @@ from netprism.runs.folder import display_path
 
 Epochs = dict[int, dict[str, float]]
 LONGEST = 24  # keys that are all shown
+
+log = logging.getLogger(__name__)
 
 
 class RunSummary(Callback):
@@ -55,7 +57,7 @@ def write_page(folder: Path) -> list[str]:
     try:
         return [f"report       {display_path(write_report(folder, ended=True))}"]
     except Exception as error:  # of any kind: a page is no reason to lose a training
-        rank_zero_warn(f"no report ({error})")
+        log.warning(f"no report ({error})")
         return []
 
 
