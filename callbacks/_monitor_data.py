@@ -25,6 +25,7 @@ from torch.utils.data import (
 )
 
 from netprism.callbacks._calling import LABEL_KEYS, Way, labels_of, map_tensors, tensors_of
+from netprism.distributed import all_gather_object, is_rank_zero
 
 Split = Literal["train", "test"]
 MOST_BYTES = 1 << 30  # of a stream's samples
@@ -169,11 +170,8 @@ def first_of_stream(loader: DataLoader[Any], samples: int, name: str) -> list[An
                 break
         return found[:samples], held
 
-    is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    content = [read() if is_alone or torch.distributed.get_rank() == 0 else ([], 0)]
-    if not is_alone:  # each rank's stream may be a part of its own
-        torch.distributed.broadcast_object_list(content, src=0)
-    found, held = content[0]
+    # Rank 0's on all ranks, since each rank's stream may be a part of its own; a gather, so that an error reaches all.
+    found, held = all_gather_object(read() if is_rank_zero() else ([], 0))[0]
     why = f"; more would take over {MOST_BYTES >> 20} MiB" if held > MOST_BYTES and len(found) < samples else ""
     rank_zero_info(f"{name}: keeps the first {len(found)} samples of {type(loader.dataset).__name__}{why}")
     if not found:

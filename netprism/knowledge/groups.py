@@ -85,7 +85,7 @@ def group_importance(
 
     All channels keep v = 1 / K, so regions are matched once and not in each step. On planted patterns the area under
     the ROC curve is the same, .998 to 1; on digits w correlates by .4 (first stage) to .6 (last) with that of
-    `regional_importance`, which compares with 20 times as many samples.
+    `regional_importance`, which compares with samples drawn anew in each step.
 
     Cost: 2 R B multiply-adds per sample and step.
 

@@ -14,7 +14,7 @@ feature. X' are the other samples of x's group: `netprism.knowledge.groups` draw
 The paper stops gradient descent after some steps, while strengths are still growing. Here L-BFGS finds a minimum, which
 has a finite strength: with a large kappa every sample is similar to few others, and P is not that narrow. With the
 paper's alpha = .1 there are several minima, whose counts of knowledge points differ by a tenth, and directions give up
-their categories for the similarities; with 1, fits from four starts agree. docs/knowledge_points.md has the numbers.
+their categories for the similarities; with 1, the two starts that were tried agree: docs/knowledge_points.md.
 
 Source: Li et al. 2021, section 3.3, eqs. (7) to (10), https://arxiv.org/abs/2111.03505.
 """
@@ -171,7 +171,7 @@ def fit_region_projection(
     nats.
 
     Cost: that of `match_regions`, unless the matches are given, and of `similarity_loss` in each of 1.1 evaluations per
-    step: with 500 samples of 64 regions in groups of 20, 15 ms. Memory: that of both.
+    step: with 500 samples of 64 regions in groups of 20, some 50 ms on a busy core. Memory: that of both.
 
     Args:
         regions: Regional features `(N, R, K)`.
