@@ -295,6 +295,12 @@ def own_name(pl_module: nn.Module, network: nn.Module) -> str:
     return next((name for name, module in pl_module.named_modules() if module is network), "")
 
 
+def short_names(layers: list[str] | int | None, pl_module: nn.Module) -> list[str] | int | None:
+    """Returns names of layers as seen from the network, `0` for `net.0`; a number of layers and None are kept."""
+    owner = own_name(pl_module, network_of(pl_module))
+    return [name.removeprefix(f"{owner}.") for name in layers] if owner and isinstance(layers, list) else layers
+
+
 def _networks(pl_module: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in pl_module.named_children() if _size(child)}
 

@@ -16,7 +16,8 @@ class _TrainingStep(nn.Module):
 
     def __init__(self, pl_module: pl.LightningModule) -> None:
         super().__init__()
-        self.pl_module, self.run = pl_module, pl_module.training_step
+        self._modules[""] = pl_module  # no name of its own: its parts keep theirs
+        self.run = pl_module.training_step
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | Mapping[str, Any] | None:
         return self.run(*args, **kwargs)
@@ -45,10 +46,10 @@ class WrappedStep:
 
     def take_off(self) -> None:
         """Restores the plain step. Where somebody has wrapped this step in turn, it only passes calls on."""
-        module = self.step.pl_module
+        module: Any = self.step._modules.pop("")  # nothing keeps it alive
         self._on = False
         if vars(module).get("training_step") is self:
             del module.training_step
             if self._own is not None:
-                module.training_step = self._own  # type: ignore[method-assign]
-        del self.step.pl_module, self.step.run, self._wrapped  # nothing keeps the module alive
+                module.training_step = self._own
+        del self.step.run, self._wrapped

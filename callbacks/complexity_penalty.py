@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import nn
 
-from netprism.callbacks._calling import network_of
+from netprism.callbacks._calling import network_of, short_names
 from netprism.callbacks._epoch_means import EpochMeans
 from netprism.callbacks._monitor import check_at_least
 from netprism.callbacks._training_step import WrappedStep
@@ -83,7 +83,7 @@ class ComplexityPenalty(pl.Callback):
         self._release()
         self.history, self._means, self._validated = [], EpochMeans(), False
         self._step = WrappedStep(pl_module, functools.partial(self._penalised, trainer, pl_module))
-        self.loss = ComplexityLoss(self._step.step, self.layers, **self.options)
+        self.loss = ComplexityLoss(self._step.step, short_names(self.layers, pl_module), **self.options)
         pl_module.training_step = self._step  # type: ignore[method-assign]
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -234,7 +234,7 @@ class Hinge(nn.Module):
 
 def test_the_gates_of_a_loss_function_do_not_count(tmp_path):
     _, trainer = trained(penalty(layers=None), folder=tmp_path, module=Forward(), max_epochs=1)
-    assert energy_keys(trainer) == [":relu#0", ":relu#1", "pl_module:relu#0"]
+    assert energy_keys(trainer) == [":relu#0", ":relu#1", ":relu#2"]
 
 
 class Distilled(Stranger):
@@ -258,8 +258,8 @@ def test_what_runs_without_gradients_does_not_count(tmp_path):
     callback = penalty()
     _, trainer = trained(callback, folder=tmp_path, module=Distilled(), max_epochs=1)
     assert energy_keys(trainer) == [":relu#0", ":relu#1"]
-    with pytest.raises(ValueError, match="gating layer 'pl_module.teacher' runs without gradients"):
-        trained(penalty(layers=["pl_module.teacher"]), folder=tmp_path, module=Distilled())
+    with pytest.raises(ValueError, match="gating layer 'teacher' runs without gradients"):
+        trained(penalty(layers=["teacher"]), folder=tmp_path, module=Distilled())
 
 
 class Views(Stranger):
@@ -549,3 +549,27 @@ def test_the_explicit_form_with_several_optimisers_and_its_checkpoint(tmp_path):
     ours, theirs = (m.complexity.state_dict()["_extra_state"]["energies"][":relu#1"] for m in (module, loaded))
     assert torch.equal(ours["chains"], theirs["chains"])
     assert ours["_extra_state"] == theirs["_extra_state"] == {"num_updates": 6}
+
+
+class Blocks(pl.LightningModule):
+    """A network with blocks, under the name that most people give it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU()), nn.Linear(4, 3))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("name", ["0", "net.0", "net.0.2"])
+def test_layers_may_be_named_in_full_as_well(name, tmp_path):
+    _, trainer = trained(penalty(layers=[name]), folder=tmp_path, module=Blocks(), max_epochs=1)
+    assert energy_keys(trainer) == ["0.2"]
