@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from netprism.cli.sid import data_of_run
+from netprism.cli.network_options import add_network_options, data_of_run
 from netprism.components.network_split import logits_of
 from netprism.datamodules.base import ImageDataModule
 from netprism.files import whole_file, write_table
@@ -74,12 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="netprism compress", description=__doc__, epilog=EPILOG, exit_on_error=False, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    network = parser.add_argument_group("network", "a checkpoint, an experiment that has been run, or --net")
-    network.add_argument("--checkpoint", help="of a netprism run, or a state dict")
-    network.add_argument("--experiment", help="compress its newest finished run, or the network of --checkpoint")
-    network.add_argument("--net", help="one of torchvision's models")
-    network.add_argument("--weights", help="torchvision's name of its weights, such as DEFAULT")
-    network.add_argument("--layers", nargs="+", help="default: all convolutions and fully connected layers")
+    add_network_options(parser, layers="default: all convolutions and fully connected layers")
     how = parser.add_argument_group("compression")
     how.add_argument("--prune", type=float, metavar="S", help="threshold in standard deviations of a layer's weights")
     how.add_argument("--bits", nargs=2, type=int, metavar=("CONV", "LINEAR"), help="bits of a shared weight")

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from jsonargparse import ArgumentParser
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
-from netprism.datamodules.base import ImageDataModule
+from netprism.cli.network_options import add_network_options, data_of_run
 from netprism.discarding.concentration import concentration
 from netprism.discarding.constants import ALPHA, Method
 from netprism.discarding.layer_view import LayerView
@@ -23,7 +21,7 @@ from netprism.discarding.sid import LayerDiscarding, strict_information_discardi
 from netprism.figures import discarding as figures
 from netprism.files import csv_text, write_text
 from netprism.runs.folder import display_path
-from netprism.runs.teachers import config_for, trained
+from netprism.runs.teachers import trained
 
 EPILOG = """\
 writes into --out
@@ -68,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="netprism sid", description=__doc__, epilog=EPILOG, exit_on_error=False, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    network = parser.add_argument_group("network", "a checkpoint, an experiment that has been run, or --net")
-    network.add_argument("--checkpoint", help="of a netprism run, with its size and normalisation; or a state dict")
-    network.add_argument("--experiment", help="analyse its newest finished run, or the network of --checkpoint")
-    network.add_argument("--net", help="one of torchvision's models")
-    network.add_argument("--weights", help="torchvision's name of its weights, such as DEFAULT")
-    network.add_argument("--layers", nargs="+", help="default: the network's tap_points")
+    add_network_options(parser, layers="default: the network's tap_points")
     images = parser.add_argument_group("images")
     images.add_argument("--images", required=True, type=Path, help="a folder")
     images.add_argument(
@@ -102,31 +95,15 @@ def _folder(options: argparse.Namespace) -> ImageFolder:
         raise ValueError(f"batch_size is {options.batch_size}; expected a number >= 1")
     size, mean, std = options.size, options.mean, options.std
     if size is None or mean is None or std is None:
-        data = data_of_run(options.checkpoint, options.experiment)
+        try:
+            data = data_of_run(options.checkpoint, options.experiment)
+        except ValueError as error:
+            raise ValueError("the data of the network are unknown; expected --size, --mean and --std") from error
         size, mean, std = size or data.shape[1:], mean or list(data.mean), std or list(data.std)
     if len(mean) != len(std) or len(mean) not in (1, 3):
         raise ValueError(f"mean has {len(mean)} numbers and std {len(std)}; expected 1 each (grey) or 3 (colour)")
     boxes = {} if options.boxes is None else read_boxes(options.boxes)
     return ImageFolder(find_images(options.images), (size[0], size[1]), mean, std, options.masks, boxes)
-
-
-def data_of_run(checkpoint: str | None, experiment: str | None) -> ImageDataModule:
-    """The data module that a run was trained on, for its size and normalisation; nothing is read.
-
-    Raises:
-        ValueError: No run is known, or its data module is not of netprism.
-    """
-    try:
-        config = config_for(checkpoint, experiment)
-    except ValueError as error:
-        raise ValueError("the data of the network are unknown; expected --size, --mean and --std") from error
-    node = OmegaConf.select(OmegaConf.load(config), "data")
-    if isinstance(node, str):
-        node = OmegaConf.load(config.parent / node)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=ImageDataModule)
-    data: ImageDataModule = parser.instantiate(parser.parse_object({"data": OmegaConf.to_container(node)})).data
-    return data
 
 
 def _measure(
