@@ -147,6 +147,7 @@ def fork_point(file: Path, point: Point, fit: Fit, gpu: str | None = None) -> in
         _become_a_run(parent, point.folder / LOG)
         if gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        _take_its_threads()
         sys.argv[1:] = ["study", "--run", str(file)]  # what Lightning starts the other ranks of a DDP training with
         run_point(file, fit)
         code = 0
@@ -158,6 +159,14 @@ def fork_point(file: Path, point: Point, fit: Fit, gpu: str | None = None) -> in
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def _take_its_threads() -> None:
+    """Gives torch the number of threads of the environment: it was loaded before the pool divided the cores."""
+    if (count := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(int(count))
 
 
 def _become_a_run(parent: int, log: Path) -> None:

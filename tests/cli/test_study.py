@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from studies_files import EPOCHS, fake_fit, fake_points
 
 from netprism.cli.main import main
@@ -97,6 +98,20 @@ def test_what_needs_a_failed_run_says_so_and_is_not_tried(desk):
     Pool(FAKE, [network, needy], fake_fit, 2).run()
     assert needy.state() == "failed"
     assert needy.reason() == "its network failed: value is 7.0; expected another"
+
+
+def threads_of_a_run(command, args):
+    """In place of a training: notes how many threads torch has, in a row of its own."""
+    Path(os.environ["NETPRISM_RUN"], "threads.txt").write_text(str(torch.get_num_threads()))
+    fake_fit(command, args)
+
+
+def test_torch_in_a_run_has_the_threads_of_the_environment_though_it_was_loaded_before(desk, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    Pool(FAKE, fake_points(desk, [1.0]), threads_of_a_run, 1).run()
+    assert [file.read_text() for file in desk.glob("runs/fake/*/threads.txt")] == ["3"]
+    assert torch.get_num_threads() == before
 
 
 def test_a_killed_run_is_named_by_its_signal(desk):
