@@ -120,6 +120,7 @@ def test_a_shell_line_names_what_is_there(page, line):
             "DRY",
             "STUDY",
             "JOBS",
+            "RUNS",
             "RETRY",
         }
         if target in ("test", "test-slurm"):
