@@ -23,12 +23,21 @@ class Meaning:
 _MEANINGS = {
     "accuracy": Meaning("Fraction of the images that are classified correctly.", "", True),
     "loss": Meaning("Loss of the task; lower is better.", "nats", True),
-    "gates/entropy": Meaning("How many different ways the network treats these images: 2^H of them.", "bits", True),
+    "gates/entropy": Meaning(
+        "Soft count of the clusters that the gates make of these images: 2^H of them.", "bits", True
+    ),
     "gates/saturation": Meaning("The entropy as a fraction of the most that this number of images can show."),
     "gates/suffix_entropy": Meaning("Entropy of the gates of this layer and of all behind it.", "bits"),
     "gates/input_information": Meaning("What the gates tell of the input.", "bits"),
     "gates/class_information": Meaning("What the gates tell of the class.", "bits", True),
-    "gates/total_correlation": Meaning("How far the gates are from independent.", "bits"),
+    "gates/suffix_class_information": Meaning(
+        "What the gates of this layer and of all behind it tell of the class.", "bits"
+    ),
+    "gates/marginal_entropy": Meaning("Entropy of independent gates that are open as often.", "bits"),
+    "gates/total_correlation": Meaning(
+        "How far the gates are from independent, at the resolution of the kernel.", "bits"
+    ),
+    "gates/conditional_total_correlation": Meaning("The same among images of one class.", "bits"),
     "discarding/SID": Meaning("How much a pixel may change before the layer reacts: more is discarded.", "nats", True),
     "discarding/RU": Meaning("How uncertain the input stays when it is reconstructed from the layer.", "nats"),
     "discarding/concentration": Meaning("How much more is discarded of the background than of the object.", "nats"),
@@ -36,12 +45,12 @@ _MEANINGS = {
     "knowledge/reliable": Meaning("Regions that decide for the right class by themselves.", "regions"),
     "knowledge/ratio": Meaning("Fraction of the deciding regions that decide for the right class.", "", True),
     "knowledge/strength_uncertainty_corr": Meaning("Correlation of a feature's strength with the output's entropy."),
-    "components/significance": Meaning("Share of the feature's variance that this order makes.", "", True),
-    "components/unexplained": Meaning("Share of the feature that nets of this order leave unexplained."),
+    "components/significance": Meaning("Fraction of the feature's variance that this order makes.", "", True),
+    "components/unexplained": Meaning("Fraction of the feature that nets of this order leave unexplained."),
     "components/contribution": Meaning("What the component contributes to a lower task loss.", "nats"),
     "components/effectiveness": Meaning("Contribution per unit of the component's strength.", "nats per unit"),
-    "components/overfitting": Meaning("Share of the contribution that test images do not see."),
-    "reliability": Meaning("Share of the component that networks of other seeds have learned as well.", "", True),
+    "components/overfitting": Meaning("Fraction of the contribution that test images do not see."),
+    "reliability": Meaning("Fraction of the component that networks of other seeds have learned as well.", "", True),
     "penalty/complexity": Meaning("What the complexity loss lowers, up to a constant that drifts.", "nats", True),
     "penalty/train_test_gap": Meaning("Test loss minus training loss.", "nats", True),
 }
