@@ -23,20 +23,14 @@ class Meaning:
 _MEANINGS = {
     "accuracy": Meaning("Fraction of the images that are classified correctly.", "", True),
     "loss": Meaning("Loss of the task; lower is better.", "nats", True),
-    "gates/entropy": Meaning(
-        "Soft count of the clusters that the gates make of these images: 2^H of them.", "bits", True
-    ),
+    "gates/entropy": Meaning("Clusters that the gates make of these images, counted softly: 2^H.", "bits", True),
     "gates/saturation": Meaning("The entropy as a fraction of the most that this number of images can show."),
     "gates/suffix_entropy": Meaning("Entropy of the gates of this layer and of all behind it.", "bits"),
     "gates/input_information": Meaning("What the gates tell of the input.", "bits"),
     "gates/class_information": Meaning("What the gates tell of the class.", "bits", True),
-    "gates/suffix_class_information": Meaning(
-        "What the gates of this layer and of all behind it tell of the class.", "bits"
-    ),
+    "gates/suffix_class_information": Meaning("What gates from this layer on tell of the class.", "bits"),
     "gates/marginal_entropy": Meaning("Entropy of independent gates that are open as often.", "bits"),
-    "gates/total_correlation": Meaning(
-        "How far the gates are from independent, at the resolution of the kernel.", "bits"
-    ),
+    "gates/total_correlation": Meaning("How far gates are from independent, smoothed by the kernel.", "bits"),
     "gates/conditional_total_correlation": Meaning("The same among images of one class.", "bits"),
     "discarding/SID": Meaning("How much a pixel may change before the layer reacts: more is discarded.", "nats", True),
     "discarding/RU": Meaning("How uncertain the input stays when it is reconstructed from the layer.", "nats"),
