@@ -20,6 +20,7 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"datamodules"},
     {"callbacks"},
     {"lightning_modules"},
+    {"analysis"},
     {"studies"},
     {"cli"},
 ]

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from netprism.cli.network_options import add_network_options, data_of_run
+from netprism.analysis.networks import data_of_run
+from netprism.cli.network_options import add_network_options
 from netprism.components.network_split import logits_of
 from netprism.datamodules.base import ImageDataModule
 from netprism.files import whole_file, write_table

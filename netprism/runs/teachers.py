@@ -11,14 +11,15 @@ An analysis takes a plain `nn.Module`; in a config, `trained` says where that co
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torchvision.models import get_model, list_models
 
 from netprism.runs.checkpoints import read_checkpoint
 from netprism.runs.folder import display_path, finished_runs, runs_root
+from netprism.runs.named_networks import named_network
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 UNTRAINED = "untrained"
@@ -38,13 +39,15 @@ def trained(
         checkpoint: A Lightning checkpoint or a plain state dict, read with `weights_only=True`; "untrained" for the
             network with its initial weights, a control.
         net: The network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
-            is the name of one of torchvision's models.
-        weights: Torchvision's name of its own weights, such as "DEFAULT", instead of a checkpoint.
+            is a name as `named_network` takes it; a class gets the hyperparameters in the checkpoint.
+        weights: The library's name of its own weights, such as "DEFAULT", or a file, instead of a checkpoint.
 
     Raises:
         ValueError: nothing to load; an unknown name; a checkpoint of another network, with its first key that differs.
         FileNotFoundError: no such checkpoint, or no finished run.
     """
+    if checkpoint is None and weights is not None and Path(weights).is_file():
+        checkpoint, weights = weights, None
     if checkpoint is None and weights is None:
         if experiment is None:
             raise ValueError("a trained network needs one of experiment, checkpoint, weights")
@@ -52,7 +55,7 @@ def trained(
     if net is None:
         net = build_network(config_for(checkpoint, experiment))
     elif isinstance(net, str):
-        net = _of_torchvision(net, weights)
+        net = named_network(net, weights, _hyperparameters(checkpoint))
     if checkpoint not in (None, UNTRAINED):
         load_weights(net, Path(checkpoint))
     return net.eval().requires_grad_(False)
@@ -125,6 +128,15 @@ def load_weights(net: nn.Module, path: Path) -> None:
     net.load_state_dict(given)
 
 
+def _hyperparameters(checkpoint: str | None) -> dict[str, Any]:
+    """What a LightningModule's checkpoint was made with; empty where nobody has saved it."""
+    if checkpoint in (None, UNTRAINED):
+        return {}
+    content = read_checkpoint(Path(checkpoint))
+    found = content.get("hyper_parameters") if isinstance(content, dict) else None
+    return dict(found) if isinstance(found, dict) else {}
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
     content = read_checkpoint(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else content
@@ -137,10 +149,3 @@ def _prefix(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
     """What precedes the keys of `own` in `state`: of the candidates the one with the most matches."""
     candidates = {""} | {key.removesuffix(name) for name in own for key in state if key.endswith(f".{name}")}
     return max(sorted(candidates), key=lambda prefix: sum(prefix + name in state for name in own))
-
-
-def _of_torchvision(name: str, weights: str | None) -> nn.Module:
-    if name not in list_models():
-        raise ValueError(f"unknown network {name!r}; a class path, or one of torchvision's: {', '.join(list_models())}")
-    model: nn.Module = get_model(name, weights=weights)
-    return model

@@ -83,7 +83,10 @@ def test_long_waits_are_announced_before_they_begin():
     [
         (
             ["fitt"],
-            ["'fitt'", "fit, validate, test, predict, study, slurm, sid, compress, report, compare, experiments"],
+            [
+                "'fitt'",
+                "fit, validate, test, predict, layers, study, slurm, sid, compress, report, compare, experiments",
+            ],
         ),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
         (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),

@@ -146,7 +146,7 @@ def test_torchvision_s_models_by_name(tmp_path):
     source = torchvision.models.squeezenet1_1()
     path = str(save(source.state_dict(), tmp_path / "squeezenet.pt"))
     assert same(trained(checkpoint=path, net="squeezenet1_1"), source)
-    with pytest.raises(ValueError, match=r"unknown network 'resnet19'; .*resnet18"):
+    with pytest.raises(ValueError, match=r"network is 'resnet19'; expected .*resnet18"):
         trained(checkpoint=path, net="resnet19")
     with pytest.raises(ValueError, match=r"another network: conv1.weight is absent, in this ResNet \(64, 3, 7, 7\)"):
         trained(checkpoint=path, net="resnet18")

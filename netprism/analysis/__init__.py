@@ -1,0 +1,1 @@
+"""Trained networks looked at once, without any training."""
