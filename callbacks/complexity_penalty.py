@@ -12,6 +12,7 @@ from torch import nn
 from netprism.callbacks._calling import network_of, short_names
 from netprism.callbacks._epoch_means import EpochMeans
 from netprism.callbacks._monitor import check_at_least
+from netprism.callbacks._penalty_lines import StepCost, epoch_values, optimises_manually, say_if_greater
 from netprism.callbacks._training_step import WrappedStep
 from netprism.figures import complexity_loss as figures
 from netprism.gates.loss import ComplexityLoss
@@ -23,37 +24,34 @@ class ComplexityPenalty(pl.Callback):
 
         trainer = Trainer(callbacks=[ComplexityPenalty(weight=1e-3)])
 
-    The module itself does not change: `training_step` is wrapped for the time of the training. Energy models, their
-    optimiser and chains belong to the callback, not to the network; in a checkpoint they are part of the callback's
-    state. With `weight=0` they learn, and the training is bitwise that without the callback.
+    `training_step` is wrapped while training. With `weight=0` the training is bitwise that without the callback.
 
     | key, once per epoch | meaning | unit | better |
     | --- | --- | --- | --- |
-    | `penalty/complexity` | sum over layers of the mean -log p of the gates, without log Z | nat | lower |
-    | `penalty/energy/<layer>` | that of one layer | nat | lower |
-    | `penalty/energy_gap/<layer>` | mean f of the gates minus that of the model's samples | nat | near 0 |
+    | `penalty/complexity` | sum over layers of `penalty/complexity/<layer>` | nat | see below |
+    | `penalty/complexity/<layer>` | estimate of the layer's entropy | nat | see below |
+    | `penalty/weighted`, `penalty/fraction` | weight * complexity, and its fraction of the loss | nat, 1 | |
+    | `penalty/entropy_bound/<layer>` | upper bound of the entropy, energy models only | nat | lower |
+    | `penalty/entropy_bound_error/<layer>` | standard error of its log Z | nat | near 0 |
+    | `penalty/energy_gap/<layer>` | mean f of the gates minus that of the samples | nat | near 0 |
     | `penalty/acceptance/<layer>` | fraction of the sampler's proposals accepted | 1 | not near 0 |
     | `penalty/nonfinite_skips` | how often so far a layer was left out, as not finite | 1 | 0 |
-    | `penalty/train_test_gap` | test loss minus training loss, where both are logged | as logged | near 0 |
+    | `penalty/train_test_gap` | test loss minus training loss, where one is logged | as logged | near 0 |
 
-    Values without log Z can be negative, and drift as the energy models learn: compare networks by `GatingEntropy`.
-    With `prior_only` there is no gap and no acceptance. At the end of the training, `penalty_curves.png` is drawn into
-    `<log_dir>/figures`. Each `fit` starts with new energy models and an empty history, unless it has a checkpoint.
-
-    Gates count in modules with parameters, called from `training_step` with gradients; those in `training_step` itself
-    or in a loss function count only if `layers` names them, `training_step:relu#0`. See docs/complexity_loss.md,
-    also on accumulated, compiled, checkpointed and distributed trainings.
+    Complexities of `prior` and `kernel` are entropies. Those of `energy` lack log Z and can rise while the entropy
+    falls: look at the bound. At the end, `penalty_curves.png` is drawn. See docs/complexity_loss.md.
 
     Args:
-        weight: Weight of the complexity, >= 0; the paper tries 1e-5 to 1e-2. It is not scaled with every_n_steps.
+        weight: Weight of the complexity, >= 0, not scaled with every_n_steps; the page has what 1e-4 to 1e-2 do.
         layers: Names of gating layers or of modules that hold them, or -4 for the last four.
         every_n_steps: Add the loss, and fit the energy models, in every n-th optimiser step.
         warmup_steps: Number of first steps in which the energy models are fitted and the loss is not added.
-        losses: Keys of the training and the test loss, for the gap.
+        losses: Keys of the training and the test loss, for the gap. None for the loss that `training_step` returns
+            and the usual names of a test loss.
         options: Options of `netprism.gates.ComplexityLoss`.
 
     Raises:
-        ValueError: An option is out of range, or the module optimises manually; also what `ComplexityLoss` raises.
+        ValueError: An option is out of range, or the module optimises manually.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class ComplexityPenalty(pl.Callback):
         layers: list[str] | int | None = -4,
         every_n_steps: int = 1,
         warmup_steps: int = 0,
-        losses: tuple[str, str] = ("train/loss", "val/loss"),
+        losses: tuple[str, str] | None = None,
         **options: Any,
     ) -> None:
         check_at_least(weight=(weight, 0), every_n_steps=(every_n_steps, 1), warmup_steps=(warmup_steps, 0))
@@ -72,6 +70,7 @@ class ComplexityPenalty(pl.Callback):
         self.history: list[dict[str, float]] = []  # one row per epoch, without the prefix
         self._step: WrappedStep | None = None
         self._means = EpochMeans()
+        self._cost, self._said = StepCost(), False
         self._validated = False  # whether this epoch has a test loss
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -79,9 +78,10 @@ class ComplexityPenalty(pl.Callback):
         if stage != "fit":
             return
         if not pl_module.automatic_optimization:
-            raise ValueError(f"{type(pl_module).__name__} optimises manually; use netprism.gates.ComplexityLoss there")
+            raise ValueError(optimises_manually(type(pl_module).__name__, self.weight))
         self._release()
         self.history, self._means, self._validated = [], EpochMeans(), False
+        self._cost, self._said = StepCost(), False
         self._step = WrappedStep(pl_module, functools.partial(self._penalised, trainer, pl_module))
         self.loss = ComplexityLoss(self._step.step, short_names(self.layers, pl_module), **self.options)
         pl_module.training_step = self._step  # type: ignore[method-assign]
@@ -91,7 +91,7 @@ class ComplexityPenalty(pl.Callback):
         self._release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Restores `training_step` where an error ends the training, since Lightning then calls no `teardown`."""
+        """Restores `training_step` after an error, since Lightning then calls no `teardown`."""
         self._release()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,11 +100,8 @@ class ComplexityPenalty(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the epoch's means and the train-test gap, and keeps them for the figure."""
-        if values := self._means.pop(trainer):
-            values["nonfinite_skips"] = self.loss.nonfinite_skips
-        losses = [trainer.callback_metrics.get(key) for key in self.losses]
-        if self._validated and losses[0] is not None and losses[1] is not None:
-            values["train_test_gap"] = losses[1] - losses[0]
+        values = epoch_values(trainer, self._means.pop(trainer), self.loss, self.losses, self._validated)
+        self._said = self._said or say_if_greater(values)
         # Somebody's losses may differ between ranks.
         pl_module.log_dict({f"penalty/{key}": value for key, value in values.items()}, sync_dist=True)
         self._validated = False
@@ -135,13 +132,16 @@ class ComplexityPenalty(pl.Callback):
             output = step(*args, **kwargs)
         if output is None:  # Lightning skips the batch
             return None
-        complexity = self.loss(gates)
-        self._means.add(self.loss.metrics, self.loss.samples)
-        if self.weight == 0 or trainer.global_step < self.warmup_steps:
+        complexity = self._cost.time(lambda: self.loss(gates))
+        weighted = complexity * (self.weight if trainer.global_step >= self.warmup_steps else 0)
+        task = output.get("loss") if isinstance(output, Mapping) else output
+        if task is None:  # Lightning raises an error of its own
             return output
-        if isinstance(output, Mapping):  # without a loss Lightning raises an error of its own
-            return {**output, "loss": output["loss"] + self.weight * complexity} if "loss" in output else output
-        return output + self.weight * complexity
+        added = {"task_loss": task.detach(), "weighted": weighted.detach()}
+        self._means.add(self.loss.metrics | added, self.loss.samples)
+        if not (self.weight and trainer.global_step >= self.warmup_steps):
+            return output
+        return {**output, "loss": task + weighted} if isinstance(output, Mapping) else task + weighted
 
     def _release(self) -> None:
         if self._step is not None:

@@ -121,7 +121,7 @@ MONITORS = [
         every_n_epochs=1, measure_untrained=True,
     ),
 ]  # fmt: skip
-SMALL = {"layers": None, "widths": (4, 8), "chains": 8}  # energy models
+SMALL = {"layers": None, "widths": (4, 8), "chains": 8, "estimator": "energy"}  # energy models
 
 ANALYSES = {
     "Classifier": lambda: Classifier(Net(), CLASSES, sgd),

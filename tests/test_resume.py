@@ -99,7 +99,10 @@ def monitors():
 ANALYSES = {
     "draws": lambda: (Draws(), []),
     "classifier": lambda: (Classifier(tiny_net(), optimizer=ADAM), monitors()),
-    "complexity loss": lambda: (Classifier(MLP((64, 12, 10)), optimizer=ADAM), [ComplexityPenalty(layers=-1)]),
+    "complexity loss": lambda: (
+        Classifier(MLP((64, 12, 10)), optimizer=ADAM),
+        [ComplexityPenalty(layers=-1, estimator="energy")],
+    ),
     "disentangler": lambda: (Disentangler(trained_net(), "layer2", orders=(4, 7), width=1 / 64), []),
     "decoder": lambda: (InputDecoder(trained_net(), ["layer2"], width=4, blocks=1), []),
     "sample projection": lambda: (SampleProjection(trained_net(), input_shape=(1, 8, 8), optimizer=ADAM), []),

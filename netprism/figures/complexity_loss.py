@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 from netprism.figures._common import History, epoch_axis, panels, save
 
 _LAYERWISE = (
-    ("energy", "-log p, without log Z, nats"),
+    ("complexity", "complexity as penalised, nats"),
+    ("entropy_bound", "upper bound of the entropy, nats"),
     ("energy_gap", "f of gates minus f of samples, nats"),
-    ("acceptance", "share of proposals accepted"),
+    ("acceptance", "fraction of proposals accepted"),
 )
 _SWEPT = (
     ("H", "sum of layer entropies, bits"),
@@ -54,17 +56,19 @@ def penalty_curves(history: History) -> Figure:
     return figure
 
 
-def weight_sweep(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Entropy, accuracy and over-fitting against the weight, and accuracy against entropy, with f and without.
+def weight_sweep(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Entropy, accuracy and over-fitting against the weight, and accuracy against entropy, one line per estimator.
 
     Args:
-        rows: One row per training: `weight`, `prior_only` (0 or 1), `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines
-            are means over seeds, bands from the lowest to the highest; weight 0 is at the left end.
+        rows: One row per training: `weight`, `estimator`, `seed`, `H` (bits), `accuracy`, `gap` (nats). Lines are means
+            over seeds, bands from the lowest to the highest; weight 0 is at the left end, and the same for all.
     """
     figure = Figure(figsize=(17, 3.6), layout="constrained")
     *swept, trade = panels(figure, 1, 4, 4)
-    for prior_only, label, color in ((0, "f + log q", "C0"), (1, "log q alone", "C1")):
-        own = [row for row in rows if row["prior_only"] == prior_only or row["weight"] == 0]
+    estimators = [name for name in dict.fromkeys(row["estimator"] for row in rows) if name != "none"]
+    for number, label in enumerate(estimators):
+        color = f"C{number}"
+        own = [row for row in rows if row["estimator"] == label or row["weight"] == 0]
         weights = sorted({row["weight"] for row in own})
         for axes, (key, title) in zip(swept, _SWEPT, strict=True):
             _band(

@@ -5,7 +5,7 @@ DNNs", ICML 2022, https://arxiv.org/abs/2205.01940. Its first version (2020), wh
 called "Understanding, Analyzing, and Optimizing the Complexity of Deep Models".
 """
 
-from netprism.gates.energy import GateEnergy, discrete_langevin
+from netprism.gates.energy import GateEnergy, GatePrior
 from netprism.gates.entropy import (
     GateComplexity,
     default_alpha,
@@ -16,6 +16,8 @@ from netprism.gates.entropy import (
 from netprism.gates.loss import ComplexityLoss
 from netprism.gates.packing import PackedGates
 from netprism.gates.record import GateRecord, GatingLayer, record_gates
+from netprism.gates.sampler import discrete_langevin, log_partition
+from netprism.gates.soft_entropy import soft_kernel_entropy
 
 __all__ = [  # noqa: RUF022 - in reading order
     "record_gates",
@@ -27,7 +29,10 @@ __all__ = [  # noqa: RUF022 - in reading order
     "default_alpha",
     "pairwise_hamming",
     "kde_entropy",
+    "GatePrior",
     "GateEnergy",
     "discrete_langevin",
+    "log_partition",
+    "soft_kernel_entropy",
     "ComplexityLoss",
 ]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from netprism.gates.energy import GateEnergy, LogProb, value_and_slope
+from netprism.gates.energy import GateEnergy
+from netprism.gates.sampler import LogProb, value_and_slope
 
 
 def langevin(
@@ -69,11 +70,13 @@ class LangevinGateEnergy(GateEnergy):
         super().__init__(shape, **options)
         self.step_size = step_size
 
-    def _sample(self, states: Tensor) -> Tensor:
-        generator = torch.Generator(states.device).manual_seed(self._noise_seed())
-        return langevin(
-            self.log_prob_unnormalized, states, steps=self.steps, step_size=self.step_size, generator=generator
-        )
+    def _sample(self, states: Tensor, positions: Tensor | None, unseen: Tensor) -> Tensor:
+        generator = torch.Generator(states.device).manual_seed(self._noise_seed(0))
+
+        def log_prob(s: Tensor) -> Tensor:
+            return (self.f(s, positions) + self.log_prior(s, positions)).sum(1)
+
+        return langevin(log_prob, states, steps=self.steps, step_size=self.step_size, generator=generator)
 
 
 class swish_relus(TorchFunctionMode):

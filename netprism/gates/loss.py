@@ -1,10 +1,17 @@
 """The complexity loss: it penalises the entropy of a network's gates while the network trains.
 
-    L = L_task + weight * sum_l E[-log p_l(sigma_l)]
+    L = L_task + weight * sum_l C_l
 
-with p_l an energy model of the gates of layer l (`GateEnergy`), fitted beside the network on the same batches. The
-gradient reaches the network through soft gates sigmoid(beta * input); log Z, which the network cannot change, is left
-out, so the value can be negative, and values of different steps compare only roughly.
+C_l is one of three estimates of the entropy of layer l's gates, in nats, a mean over the positions of a feature map:
+
+- `prior`: E[-log q(sigma)], q independent gates with their running activation rates. An upper bound.
+- `energy`: E[-log p(sigma)], p an energy model that learns beside the network what q misses (`GateEnergy`); the
+  published loss. log Z, which the network cannot change, is left out, so the value can be negative, and values of
+  different steps compare only roughly.
+- `kernel`: the leave-one-out kernel estimate over the batch (`soft_kernel_entropy`); no state. Each rank takes it over
+  its own batch.
+
+The gradient reaches the network through soft gates sigmoid(beta * input).
 
 Source: Ren et al. 2022, section 4.3 and appendix J of the first version, https://arxiv.org/abs/2205.01940.
 """
@@ -12,23 +19,28 @@ Source: Ren et al. 2022, section 4.3 and appendix J of the first version, https:
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from netprism.gates.energy import GateEnergy
-from netprism.gates.soft_gates import SoftGates, changed_shape, watch_soft_gates
+from netprism.gates.energy import LOOKS, WIDTHS, GateEnergy, GatePrior
+from netprism.gates.soft_entropy import CONV_ALPHA, LINEAR_ALPHA, soft_kernel_entropy
+from netprism.gates.soft_gates import LayerGates, SoftGates, changed_shape, watch_soft_gates
 
+Estimator = Literal["prior", "energy", "kernel"]
 EXPLODED = 1e3  # nats of f per gate; a well-fitted layer stays below 100 in all
 PATIENCE = 10  # steps in a row that a layer may be left out, and steps between checks, which wait for a GPU
+RECENT_ROWS = 1024  # gates of the last batches that the entropy bound is taken over: samples times positions
 
 
 class ComplexityLoss(nn.Module):
-    """The complexity of the gates of a model's layers, with energy models that learn while it is used.
+    """The complexity of the gates of a model's layers, with models of them that learn while it is used.
 
         self.complexity = ComplexityLoss(self.net, layers=-4)            # in __init__
 
@@ -36,41 +48,47 @@ class ComplexityLoss(nn.Module):
             logits = self.net(x)
         loss = cross_entropy(logits, y) + 1e-3 * self.complexity(gates)
 
-    A call first fits the energy models to the gates seen, with an Adam of their own, then returns the loss for those
-    gates. The energy models appear with the first batch, whose gates have the shapes. They are not in `parameters()`:
-    no optimiser, gradient clipping, DDP or weight averaging of the network sees them. They are in the state dict,
-    with their Adam, rates and chains, and a training that continues from it is bitwise the same.
+    A call first adds the gates seen to the rates, and fits energy models with an Adam of their own; then it returns the
+    loss for those gates. The models appear with the first batch, whose gates have the shapes. They are not in
+    `parameters()`: no optimiser, gradient clipping, DDP or weight averaging of the network sees them. They are in the
+    state dict, with their Adam, rates and chains, and a training that continues from it is bitwise the same.
 
-    With `torch.distributed` their gradients and rates are averaged over all processes, so all must call this equally
-    often. Everything here is float32, also under autocast, and no global random number is drawn.
+    The value is a sum over layers and channels and a mean over the positions of a map, so a weight means the same for
+    a fully connected layer and for a feature map of as many channels. Each call looks at `positions` random positions
+    per map, the same for gates and negatives and on all ranks: value, gradient and fit are unbiased (`kernel` nearly).
+
+    With `torch.distributed` gradients and rates of the models are averaged over all processes, so all must call this
+    equally often. Everything here is float32, also under autocast, and no global random number is drawn.
 
     Several forward passes in one `watch` count as one with all their samples. Calls without gradients (a teacher) do
     not count. In eval mode nothing is fitted, and `watch` in a block without gradients gives the value alone; before
-    the first training batch it is that of untrained energy models, or of the checkpoint's.
+    the first training batch it is that of untrained models, or of the checkpoint's.
 
     Non-reentrant activation checkpointing works; layers in reentrant checkpointing run without gradients. Compiled
     models run eagerly inside `watch`.
 
-    Cost: that of `GateEnergy` per layer, and a float32 per gate and sample until the backward pass. The first block
-    keeps the gates of all layers until it knows the last four.
+    Cost: docs/complexity_loss.md has it measured. Memory: a float32 per gate at the positions drawn, per sample, until
+    the backward pass; the first block keeps those of all layers until it knows the last four.
 
     Args:
         model: The network; its own `forward` has to be called in `watch`. It does not become a submodule.
         layers: Names of gating layers or of modules that hold them, or -4 for the last four; None for all.
+        estimator: `prior`, `energy` or `kernel`, see the head of this module.
         beta: Steepness of the soft gates.
-        prior_only: Whether to leave out f; the loss is then -log q, the surprise of gates taken to be independent.
+        positions: Number of positions per map and call; None for all.
         energy_lr: Learning rate of the energy models' Adam.
         widths: Widths of the layers of f.
-        chains: Number of negatives per layer.
+        chains: Number of negatives per layer and position.
         sampler_steps: Number of sampler steps per batch.
         l2: Penalty on the energies, see `GateEnergy`.
-        seed: Seed of the energy models.
+        seed: Seed of the positions and of the energy models.
 
     Attributes:
         layers: Names of the chosen gating layers; empty before the first batch.
         samples: Number of samples of the last call, on this rank.
-        metrics: What the last call measured, detached: `complexity` and, per layer, `energy/<layer>`,
-            `energy_gap/<layer>` and `acceptance/<layer>`.
+        metrics: What the last call measured, detached: `complexity`, per layer `complexity/<layer>`, and for energy
+            models `energy_gap/<layer>` and `acceptance/<layer>`.
+        collapsed: Layers that were left to their prior, as their chains had stopped moving.
         nonfinite_skips: How often a layer has been left out so far, since its gates or energies were not finite.
 
     Raises:
@@ -87,10 +105,11 @@ class ComplexityLoss(nn.Module):
         model: nn.Module,
         layers: Sequence[str] | int | None = -4,
         *,
+        estimator: Estimator = "prior",
         beta: float = 100.0,
-        prior_only: bool = False,
+        positions: int | None = 8,
         energy_lr: float = 1e-3,
-        widths: tuple[int, ...] = (32, 64, 128, 256, 512, 512),
+        widths: tuple[int, ...] = WIDTHS,
         chains: int = 64,
         sampler_steps: int = 5,
         l2: float = 0.01,
@@ -100,20 +119,26 @@ class ComplexityLoss(nn.Module):
         for option, value in (("beta", beta), ("energy_lr", energy_lr)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{option} is {value}; expected a number > 0")
+        if estimator not in get_args(Estimator):
+            raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(get_args(Estimator))}")
+        if positions is not None and positions < 1:
+            raise ValueError(f"positions is {positions}; expected a number >= 1, or None for all")
         self.layers: tuple[str, ...] = ()
         self.samples = 0
         self.metrics: dict[str, Tensor] = {}
+        self.collapsed: list[str] = []
         self.nonfinite_skips = torch.zeros(())
-        self.beta, self.energy_lr, self.seed = beta, energy_lr, seed
+        self.estimator, self.beta, self.positions = estimator, beta, positions
+        self.energy_lr, self.seed = energy_lr, seed
         self._model = (model,)  # in a tuple, so that it does not become a submodule
         self._wanted = layers
-        self._options: dict[str, Any] = {
-            "prior_only": prior_only, "widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2,
-        }  # fmt: skip
+        self._options: dict[str, Any] = {"widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2}
         if layers == 0 or layers == []:
             raise ValueError(f"layers is {layers}; expected names, n for the first n, -n for the last n, or None")
         GateEnergy((1,), **self._options)  # raises its errors now, and not with the first batch
-        self._energies: dict[str, GateEnergy] = {}
+        self._energies: dict[str, GatePrior] = {}
+        self._recent: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        self._calls = 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._restored: dict[str, Any] = {}
 
@@ -131,45 +156,84 @@ class ComplexityLoss(nn.Module):
         (model,) = self._model
         gradients = self.training or torch.is_grad_enabled()
         with watch_soft_gates(
-            model, self.beta, chosen=self.layers, gradients=gradients, parts_of=parts_of, relative_to=relative_to
+            model,
+            self.beta,
+            chosen=self.layers,
+            gradients=gradients,
+            parts_of=parts_of,
+            relative_to=relative_to,
+            draw=self._drawn_positions,
         ) as seen:
             yield seen
         if seen.passes and self.training and not self.layers:
             self.layers = seen.select_layers(self._wanted)
 
     def forward(self, seen: SoftGates) -> Tensor:
-        """Fits the energy models, unless in eval mode, and returns the complexity of the gates, in nats.
+        """Fits the models of the gates, unless in eval mode, and returns the complexity of the gates, in nats.
 
         Args:
             seen: What `watch` has yielded; its gates are consumed.
         """
         gates = self._popped(seen)
-        self.samples = len(next(iter(gates.values())))
-        with torch.autocast(next(iter(gates.values())).device.type, enabled=False):
+        first = next(iter(gates.values())).gates
+        self.samples = len(first)
+        with torch.autocast(first.device.type, enabled=False):
             energies = self._prepared(gates)
             if self.training:
                 self._fit(gates)
-            terms, finite = zip(*(_frozen_term(energies[name], g, self.beta) for name, g in gates.items()), strict=True)
+            terms, finite = zip(
+                *(_frozen_term(energies.get(name), g, self.beta) for name, g in gates.items()), strict=True
+            )
         if self.training:
-            self._check_finite(torch.stack(finite))
+            self._check(torch.stack(finite))
         complexity = torch.stack(terms).sum()
         self.metrics["complexity"] = complexity.detach()
-        self.metrics |= {f"energy/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
+        self.metrics |= {f"complexity/{name}": term.detach() for name, term in zip(gates, terms, strict=True)}
         return complexity
 
+    @torch.no_grad()
+    def entropy_bounds(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Returns what bounds the entropy of each layer's gates from above: mean -log p with log Z, in nats.
+
+        It is taken over the gates of the last batches, about 1024 samples times positions, and is a mean over
+        positions; with `torch.distributed` the sums over ranks make the mean of all.
+
+        Returns:
+            Layer by layer: the sum of -log p over this rank's samples, their number, and the standard error of log Z.
+            Empty but for energy models: for `prior` the complexity itself is the bound, and the kernel is none.
+        """
+        bounds = {}
+        for name, energy in self._energies.items():
+            batches = self._recent.get(name, [])
+            if not batches or not isinstance(energy, GateEnergy):
+                continue
+            total, count = torch.zeros_like(energy.rates[0, 0]), 0
+            errors = []
+            for states, positions in batches:
+                rows = states.float()
+                surprise = -(energy.f(rows, positions) + energy.log_prior(rows, positions)).mean()
+                log_z, error = energy.log_z(positions)
+                total += (surprise + log_z) * len(rows)
+                count += len(rows)
+                errors.append(error)
+            bounds[name] = (total, total.new_tensor(count), torch.stack(errors).square().sum().sqrt() / len(errors))
+        return bounds
+
     def get_extra_state(self) -> dict[str, Any]:
-        """Weights, rates and chains of the energy models, and their Adam."""
-        if not self._energies:
+        """Weights, rates and chains of the models of the gates, their Adam, and the gates of the last batches."""
+        if not self._calls:
             return self._restored
         return {
+            "calls": self._calls,
             "energies": {name: energy.state_dict() for name, energy in self._energies.items()},
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "nonfinite_skips": self._skipped.cpu(),
+            "recent": self._recent,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Keeps the state until the first batch, whose device is then known."""
-        self._restored, self._energies = state, {}
+        self._restored, self._energies, self._calls = state, {}, 0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Also loads a checkpoint of the same model without this loss; the energy models then start from scratch."""
@@ -179,59 +243,76 @@ class ComplexityLoss(nn.Module):
         if key in missing_keys:
             missing_keys.remove(key)
 
-    def _popped(self, seen: SoftGates) -> dict[str, Tensor]:
+    def _drawn_positions(self, count: int) -> Tensor | None:
+        """Which positions of a map this call looks at; from a seed, so that no state is kept and all ranks agree."""
+        if self.positions is None or count <= self.positions:
+            return None
+        calls = self._calls or self._restored.get("calls", 0)
+        seed = int(np.random.SeedSequence([self.seed, calls, count]).generate_state(1)[0])
+        return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: self.positions]
+
+    def _popped(self, seen: SoftGates) -> dict[str, LayerGates]:
         """The soft gates of all passes by layer."""
         if not seen.passes:
             raise RuntimeError("no forward pass with gradients was seen: call the model inside watch(), once per call")
         # In eval mode before any training: those of the checkpoint, otherwise as chosen; training may choose others.
         return seen.pop(self.layers or tuple(self._restored.get("energies", ())) or seen.select_layers(self._wanted))
 
-    def _prepared(self, gates: Mapping[str, Tensor]) -> dict[str, GateEnergy]:
-        """The energy models: made at the first batch, or again where the gates have moved to another device."""
-        device = next(iter(gates.values())).device
-        if self._energies and device != self._skipped.device:
-            self._restored, self._energies = self.get_extra_state(), {}
-        energies = self._energies or self._made({name: tuple(g.shape[1:]) for name, g in gates.items()}, device)
+    def _prepared(self, gates: Mapping[str, LayerGates]) -> dict[str, GatePrior]:
+        """The models: made at the first batch, or again where the gates have moved to another device."""
+        device = next(iter(gates.values())).gates.device
+        if self._calls and device != self._skipped.device:
+            self._restored, self._energies, self._calls = self.get_extra_state(), {}, 0
+        energies = self._energies or self._made({name: g.shape for name, g in gates.items()}, device)
         for name, energy in energies.items():
-            if gates[name].shape[1:] != energy.shape:
-                raise changed_shape(name, energy.shape, tuple(gates[name].shape[1:]))
-        if self.training and not self._energies:
-            self._start(energies, device)
+            if gates[name].shape != energy.shape:
+                raise changed_shape(name, energy.shape, gates[name].shape)
+        if self.training and not self._calls:
+            self._start(energies, tuple(gates), device)
         return energies
 
-    def _made(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, GateEnergy]:
-        energies = {
-            name: GateEnergy(shape, seed=self.seed + number, **self._options).to(device)
-            for number, (name, shape) in enumerate(shapes.items())
-        }
+    def _made(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, GatePrior]:
+        energies: dict[str, GatePrior] = {}
+        if self.estimator != "kernel":
+            for number, (name, shape) in enumerate(shapes.items()):
+                made = (
+                    GatePrior(shape)
+                    if self.estimator == "prior"
+                    else GateEnergy(shape, seed=self.seed + number, **self._options)
+                )
+                energies[name] = made.to(device)
         if self._restored:
             self._restore(energies)
         return energies
 
-    def _restore(self, energies: dict[str, GateEnergy]) -> None:
+    def _restore(self, energies: dict[str, GatePrior]) -> None:
         restored = self._restored["energies"]
         if list(restored) != list(energies):
-            found, chosen = ", ".join(restored), ", ".join(energies)
-            raise ValueError(f"the checkpoint has energy models of the layers {found}; those chosen are {chosen}")
+            found, chosen = (", ".join(names) or "none" for names in (restored, energies))
+            raise ValueError(f"the checkpoint has models of the gates of layers {found}; those chosen are {chosen}")
         for name, energy in energies.items():
             try:
                 energy.load_state_dict(restored[name])
-            except RuntimeError as error:
+            except (RuntimeError, KeyError) as error:
                 raise ValueError(
-                    f"the checkpoint's energy model of layer {name!r} does not fit: give the widths, prior_only, "
-                    "chains and size of inputs that it was made with"
+                    f"the checkpoint's energy model of layer {name!r} does not fit: give the estimator, widths, chains "
+                    "and size of inputs that it was made with"
                 ) from error
 
-    def _start(self, energies: dict[str, GateEnergy], device: torch.device) -> None:
+    def _start(self, energies: dict[str, GatePrior], layers: tuple[str, ...], device: torch.device) -> None:
         restored, self._restored, self._energies = self._restored, {}, energies
         parameters = self._parameters_of_energies()
         self._optimizer = torch.optim.Adam(parameters, lr=self.energy_lr) if parameters else None
-        self._skipped = torch.zeros(len(energies), dtype=torch.long, device=device)
+        self._skipped = torch.zeros(len(layers), dtype=torch.long, device=device)
         self._in_a_row = torch.zeros_like(self._skipped)
-        self._calls = 0
+        self._calls = restored.get("calls", 0)
         if not restored:
             return
         self._skipped += restored["nonfinite_skips"].to(device)
+        self._recent = {
+            name: [(states.to(device), None if drawn is None else drawn.to(device)) for states, drawn in batches]
+            for name, batches in restored["recent"].items()
+        }
         if self._optimizer is not None:
             self._optimizer.load_state_dict(restored["optimizer"])
             for group in self._optimizer.param_groups:
@@ -240,33 +321,62 @@ class ComplexityLoss(nn.Module):
     def _parameters_of_energies(self) -> list[nn.Parameter]:
         return [parameter for energy in self._energies.values() for parameter in energy.parameters()]
 
-    def _fit(self, gates: Mapping[str, Tensor]) -> None:
-        """One contrastive step of all energy models, the network frozen."""
-        with torch.enable_grad():
-            losses = [energy.contrastive_step(gates[name].detach()) for name, energy in self._energies.items()]
+    def _fit(self, gates: Mapping[str, LayerGates]) -> None:
+        """Adds the gates to the rates, and takes one contrastive step of all energy models, the network frozen."""
+        losses = []
+        for name, energy in self._energies.items():
+            layer = gates[name]
+            with torch.enable_grad():
+                losses.append(energy.fit_rows(layer.gates.detach(), layer.positions))
+            if isinstance(energy, GateEnergy):
+                self._keep(name, layer)
         if self._optimizer is None:
             return
         parameters = self._parameters_of_energies()
-        gradients = _mean_over_ranks(torch.autograd.grad(torch.stack(losses).sum(), parameters))
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        with torch.enable_grad():
+            total = torch.stack(losses).sum()
+        # A model that has collapsed has a gradient for its readout alone.
+        found = torch.autograd.grad(total, parameters, allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        for parameter, gradient in zip(parameters, _mean_over_ranks(gradients), strict=True):
             parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad()
         for name, energy in self._energies.items():
-            self.metrics |= {f"energy_gap/{name}": energy.energy_gap, f"acceptance/{name}": energy.acceptance}
+            if isinstance(energy, GateEnergy):
+                self.metrics |= {f"energy_gap/{name}": energy.energy_gap, f"acceptance/{name}": energy.acceptance}
 
-    def _check_finite(self, finite: Tensor) -> None:
-        """Counts the layers that were left out, and raises after too many steps in a row."""
+    def _keep(self, name: str, layer: LayerGates) -> None:
+        """Keeps the gates for the entropy bound, and drops the oldest that are not needed."""
+        batches, states = self._recent.setdefault(name, []), layer.gates.detach() > 0.5
+        if layer.positions is None:  # all of one distribution
+            batches[:] = [(torch.cat([*(before for before, _ in batches), states])[-RECENT_ROWS:], None)]
+            return
+        batches.append((states, layer.positions))
+        kept = -(-RECENT_ROWS // (states.shape[0] * states.shape[1]))
+        del batches[:-kept]
+
+    def _check(self, finite: Tensor) -> None:
+        """Counts the layers that were left out, and raises after too many steps in a row; looks for dead chains."""
         self._skipped += ~finite
         self._in_a_row = (self._in_a_row + 1) * ~finite
         self.nonfinite_skips = self._skipped.sum().float()
         self._calls += 1
         if self._calls % PATIENCE == 0:
-            for name, number in zip(self._energies, self._in_a_row.tolist(), strict=True):
+            for name, number in zip(self.layers, self._in_a_row.tolist(), strict=True):
                 if number >= PATIENCE:
                     raise FloatingPointError(
                         f"complexity loss: gates or energies of layer {name!r} were not finite {number} times in a "
                         "row; lower energy_lr or the weight of the loss, and look for NaN in the network itself"
+                    )
+        if self._calls % LOOKS == 0:
+            for name, energy in self._energies.items():
+                if isinstance(energy, GateEnergy) and energy.check_collapse():
+                    self.collapsed.append(name)
+                    warnings.warn(
+                        f"complexity loss: the sampler of layer {name!r} has stopped moving; the layer goes on "
+                        "with the prior alone",
+                        stacklevel=3,
                     )
 
 
@@ -285,25 +395,31 @@ class _WithSlope(torch.autograd.Function):
         return gradients[0] * slope, None, None
 
 
-def _frozen_term(energy: GateEnergy, gates: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """-log p of soft gates, averaged over samples and without log Z, and whether it is finite; if not, it is 0.
+def _frozen_term(energy: GatePrior | None, layer: LayerGates, beta: float) -> tuple[Tensor, Tensor]:
+    """The complexity of one layer's soft gates, and whether it is finite; if not, it is 0.
 
     The gradient is taken here, as far as the inputs of the gates, which is what the gates' backward pass expects. So
     the activations of f need not wait for it, and a gradient that is not finite can be left out without waiting for a
     GPU to say so.
     """
+    gates = layer.gates
     learns = gates.requires_grad
     with torch.set_grad_enabled(learns):
         leaf = gates.detach().requires_grad_(learns)
-        f = energy.f(leaf)
-        value = -(f + energy.log_prior(leaf)).mean()
-    finite = (f.detach().abs().amax() < EXPLODED * leaf[0].numel()) & value.detach().isfinite()
+        if energy is None:
+            value = soft_kernel_entropy(leaf, LINEAR_ALPHA if layer.behind_linear else CONV_ALPHA)
+            finite = value.detach().isfinite()
+        else:
+            value, greatest = energy.surprise(leaf, layer.positions)
+            finite = (greatest < EXPLODED * leaf.shape[2]) & value.detach().isfinite()
     if not learns:
         return torch.where(finite, value, 0.0), finite
     (slope,) = torch.autograd.grad(value, leaf)
     leaf = leaf.detach()
     slope *= beta * leaf * (1 - leaf)
-    finite = finite & slope.abs().amax().isfinite() & energy.finite.to(f.device)
+    finite = finite & slope.abs().amax().isfinite()
+    if energy is not None:
+        finite = finite & energy.finite.to(slope.device)
     term: Tensor = _WithSlope.apply(gates, torch.where(finite, value.detach(), 0.0), torch.where(finite, slope, 0.0))
     return term, finite
 

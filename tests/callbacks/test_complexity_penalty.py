@@ -25,11 +25,13 @@ from netprism.nets import MLP
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a checkpoint of another run
 
 LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in one attribute
+KINDS = ("complexity", "energy_gap", "acceptance", "entropy_bound", "entropy_bound_error")
+TOTALS = {f"penalty/{key}" for key in ("complexity", "nonfinite_skips", "weighted", "fraction")}
 NARROW = (8, 8)  # f of the tests: what they test does not depend on it
 
 
 def penalty(weight=1e-2, **options):
-    return ComplexityPenalty(weight, **({"widths": NARROW, "chains": 8} | options))
+    return ComplexityPenalty(weight, **({"estimator": "energy", "widths": NARROW, "chains": 8} | options))
 
 
 def trained(*callbacks, folder, module=None, **options):
@@ -49,10 +51,10 @@ def logged(trainer):
 
 def test_the_key_set_is_exact(tmp_path):
     _, trainer = trained(penalty(), folder=tmp_path)
-    each = {f"penalty/{key}/{layer}" for key in ("energy", "energy_gap", "acceptance") for layer in LAYERS}
-    assert set(logged(trainer)) == {"penalty/complexity", "penalty/nonfinite_skips", *each}
-    _, trainer = trained(penalty(layers=-1, prior_only=True, losses=("train", "val")), folder=tmp_path)
-    assert set(logged(trainer)) == {"penalty/complexity", "penalty/nonfinite_skips", f"penalty/energy/{LAYERS[1]}"}
+    each = {f"penalty/{key}/{layer}" for key in KINDS for layer in LAYERS}
+    assert set(logged(trainer)) == {*TOTALS, *each, "penalty/train_test_gap"}
+    _, trainer = trained(penalty(layers=-1, estimator="prior", losses=("train", "val")), folder=tmp_path)
+    assert set(logged(trainer)) == {*TOTALS, f"penalty/complexity/{LAYERS[1]}"}
 
 
 def test_lambda_0_is_a_training_without_it_to_the_bit(tmp_path):
@@ -76,7 +78,7 @@ def test_gating_entropy_beside_it_measures_the_same(tmp_path):
 def test_the_complexity_falls_with_lambda(tmp_path):
     values = {}
     for weight in (0.0, 0.1):
-        _, trainer = digits(penalty(weight, prior_only=True), folder=tmp_path / str(weight), epochs=4)
+        _, trainer = digits(penalty(weight, estimator="prior"), folder=tmp_path / str(weight), epochs=4)
         values[weight] = logged(trainer)["penalty/complexity"]
     assert values[0.1] < 0.8 * values[0.0]
 
@@ -107,7 +109,7 @@ def test_adds_to_whatever_training_step_returns(form, tmp_path):
     torch.manual_seed(0)
     expected = Steps()
     if form != "none":
-        loss = ComplexityLoss(expected.model, widths=NARROW, chains=8)
+        loss = ComplexityLoss(expected.model, widths=NARROW, chains=8, estimator="energy")
         x, y = next(iter(loader))
         with loss.watch() as gates:
             logits = expected(x)["logits"]
@@ -148,7 +150,7 @@ def test_accumulated_gradients_are_those_of_the_joint_batch_with_frozen_energies
     for options in ({"train": DataLoader(images(8), 8)}, {"train": DataLoader(twice, 8), "accumulate_grad_batches": 2}):
         torch.manual_seed(0)
         module = Stranger(nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3), Named()))
-        fit(module, penalty(0.1, prior_only=True), folder=tmp_path, max_epochs=1, **options)
+        fit(module, penalty(0.1, estimator="prior"), folder=tmp_path, max_epochs=1, **options)
         results.append(module)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*(m.parameters() for m in results), strict=True))
 
@@ -206,7 +208,7 @@ def test_gates_in_the_training_step_itself_count_where_they_are_named(tmp_path):
 
 
 def energy_keys(trainer):
-    return sorted(key.removeprefix("penalty/energy/") for key in logged(trainer) if "energy/" in key)
+    return sorted(key.removeprefix("penalty/complexity/") for key in logged(trainer) if "complexity/" in key)
 
 
 class Forward(Stranger):
@@ -278,7 +280,7 @@ def test_two_passes_in_a_step_are_pooled(tmp_path):
     fit(Views(), callback, folder=tmp_path, train=loader, max_steps=1)
     torch.manual_seed(0)
     module = Views()
-    explicit = ComplexityLoss(module.model, layers=-1, widths=NARROW, chains=8)
+    explicit = ComplexityLoss(module.model, layers=-1, widths=NARROW, chains=8, estimator="energy")
     with explicit.watch() as gates:
         module.training_step(next(iter(loader)), 0)
     explicit(gates)
@@ -330,8 +332,9 @@ def test_a_validation_that_calls_the_training_step_teaches_nothing(tmp_path):
     assert [energy.num_updates for energy in callback.loss._energies.values()] == [3, 3]
     assert set(trainer.callback_metrics) == {
         *plain.callback_metrics,
-        "penalty/nonfinite_skips",
-        *(f"penalty/{key}" for key in callback.loss.metrics),
+        *TOTALS,
+        "penalty/train_test_gap",
+        *(f"penalty/{kind}/{layer}" for kind in KINDS for layer in LAYERS),
     }
 
 
@@ -353,7 +356,7 @@ def test_means_are_over_all_samples_of_uneven_processes(tmp_path):
         trainer = pl.Trainer(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False,
-            callbacks=[penalty(prior_only=True)], **({"devices": 1} | options),
+            callbacks=[penalty(estimator="prior")], **({"devices": 1} | options),
         )  # fmt: skip
         trainer.fit(Uneven(), val_dataloaders=loaders()[1])
         values.append(logged(trainer)["penalty/complexity"])
@@ -448,7 +451,10 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path):
             ComplexityPenalty(**options)
     by_hand = Stranger()
     by_hand.automatic_optimization = False
-    with pytest.raises(ValueError, match="Stranger optimises manually; use netprism.gates.ComplexityLoss"):
+    with pytest.raises(
+        ValueError,
+        match="Stranger optimises manually; with self.complexity =",
+    ):
         fit(by_hand, penalty(), folder=tmp_path)
     with pytest.raises(ValueError, match="no gating layer 'conv'; there are: :relu#0, :relu#1"):
         fit(Stranger(), penalty(layers=["conv"]), folder=tmp_path)
@@ -525,7 +531,7 @@ class TwoOptimisers(Stranger):
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
-        self.complexity = ComplexityLoss(self.model, layers=-1, widths=NARROW, chains=8)
+        self.complexity = ComplexityLoss(self.model, layers=-1, widths=NARROW, chains=8, estimator="energy")
 
     def training_step(self, batch, batch_idx):
         with self.complexity.watch() as gates:
@@ -548,7 +554,7 @@ def test_the_explicit_form_with_several_optimisers_and_its_checkpoint(tmp_path):
     loaded = TwoOptimisers.load_from_checkpoint(tmp_path / "last.ckpt", weights_only=True)
     ours, theirs = (m.complexity.state_dict()["_extra_state"]["energies"][":relu#1"] for m in (module, loaded))
     assert torch.equal(ours["chains"], theirs["chains"])
-    assert ours["_extra_state"] == theirs["_extra_state"] == {"num_updates": 6}
+    assert ours["_extra_state"] == theirs["_extra_state"] == {"num_updates": 6, "collapsed": False}
 
 
 class Blocks(pl.LightningModule):

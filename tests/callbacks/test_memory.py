@@ -51,7 +51,7 @@ def all_monitors():
         FeatureComponents(
             "norm", orders=(4, 7), width=1 / 64, steps=1, every_n_epochs=1, num_shown=1, num_images=8, **few
         ),
-        ComplexityPenalty(1e-3, widths=(4,), chains=2, sampler_steps=1),
+        ComplexityPenalty(1e-3, estimator="energy", widths=(4,), chains=2, sampler_steps=1),
     ]
 
 

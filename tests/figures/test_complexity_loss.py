@@ -6,7 +6,7 @@ from netprism.figures.complexity_loss import draw, penalty_curves, weight_sweep
 def history():
     """Two layers, three epochs, the second of them without a penalised step."""
     row = {"complexity": 3.0, "skipped": 0.0, "train_test_gap": 0.1}
-    each = {f"{kind}/{layer}": 1.0 for kind in ("energy", "energy_gap", "acceptance") for layer in ("a", "b.relu")}
+    each = {f"{kind}/{layer}": 1.0 for kind in ("complexity", "energy_gap", "acceptance") for layer in ("a", "b.relu")}
     return [{"epoch": 0, **row, **each}, {"epoch": 1, "train_test_gap": 0.2}, {"epoch": 2, **row, **each}]
 
 
@@ -27,8 +27,8 @@ def test_writes_one_file_or_none(tmp_path):
 
 def test_the_sweep_shows_means_and_extremes_of_the_seeds():
     rows = [
-        {"weight": weight, "prior_only": prior, "seed": seed, "H": 10 - 5 * prior + seed, "accuracy": 0.9, "gap": 0.1}
-        for weight, prior in ((0.0, 1), (1e-3, 1), (1e-3, 0))
+        {"weight": weight, "estimator": name, "seed": seed, "H": entropy + seed, "accuracy": 0.9, "gap": 0.1}
+        for weight, name, entropy in ((0.0, "none", 5), (1e-3, "energy", 10), (1e-3, "prior", 5))
         for seed in (0, 2)
     ]
     figure = weight_sweep(rows)

@@ -1,11 +1,13 @@
 import functools
+import itertools
 
 import pytest
 import torch
 from reference import energy as reference
 from torch import nn
 
-from netprism.gates.energy import GateEnergy, discrete_langevin
+from netprism.gates.energy import PAPER_WIDTHS, GateEnergy, GatePrior
+from netprism.gates.sampler import discrete_langevin, log_partition
 
 NARROW = (32, 64)  # the toys need no more, and learn in a tenth of the time
 
@@ -93,7 +95,7 @@ def test_learns_a_known_law():
 
 def test_the_prior_alone_does_not():
     states, law = toy()
-    energy = GateEnergy((8,), prior_only=True)
+    energy = GatePrior((8,))
     energy.contrastive_step(states[law.multinomial(20_000, replacement=True, generator=generator())])
     cross_entropy = -(law * energy.log_prob_unnormalized(states).log_softmax(0)).sum().item()
     rates = law @ states
@@ -105,45 +107,44 @@ def test_the_prior_alone_does_not():
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 2)])
 def test_log_prob_is_the_formula(shape):
     energy = GateEnergy(shape, widths=(6, 7))
-    nn.init.normal_(energy.readout.weight, generator=generator())
-    energy.rates = torch.rand(shape[0], generator=generator()) * 1.2 - 0.1  # some outside .01 to .99
+    nn.init.normal_(energy.readout, generator=generator())
+    energy.rates = torch.rand(energy.rates.shape, generator=generator()) * 1.2 - 0.1  # some outside .001 to .999
     gates = torch.rand(4, *shape, generator=generator())
     first, second = energy.net[0], energy.net[2]
     maps = gates.view(4, shape[0], -1, 1)
     hidden = nn.functional.conv2d(maps, first.weight[:, :, None, None], first.bias).relu()
     hidden = nn.functional.conv2d(hidden, second.weight[:, :, None, None], second.bias).relu()
-    f = hidden.squeeze(3).transpose(1, 2).flatten(1) @ energy.readout.weight[0]
-    rates = [rate for rate in energy.rates.tolist() for _ in range(maps[0, 0].numel())]
+    f = hidden.squeeze(3).transpose(1, 2).flatten(1) @ energy.readout.flatten()
+    rates = energy.rates.T.flatten().tolist()
     expected = [f[n].item() + reference.log_prior(gates[n].flatten().tolist(), rates) for n in range(4)]
     assert energy.log_prob_unnormalized(gates).tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_six_widths_of_the_paper_and_a_start_at_the_prior():
-    energy = GateEnergy((3072,))
+def test_starts_at_the_prior_also_with_the_papers_widths():
+    energy = GateEnergy((3072,), widths=PAPER_WIDTHS)
     assert [m.out_features for m in energy.net if isinstance(m, nn.Linear)] == [32, 64, 128, 256, 512, 512]
-    gates = torch.rand(2, 3072, generator=generator()) < 0.5
-    assert torch.equal(energy.f(gates.float()), torch.zeros(2))
+    assert torch.equal(energy.f(torch.ones(2, 1, 3072)), torch.zeros(2, 1))
 
 
 def test_the_loss_pushes_f_up_at_the_gates_and_down_at_the_samples():
     energy = GateEnergy((8,), widths=NARROW, l2=0.0)
     gates = torch.rand(32, 8, generator=generator()) < 0.5
     loss = energy.contrastive_step(gates)
-    negatives = energy.chains.float()
-    expected = energy.f(negatives).mean() - energy.f(gates.float()).mean()
+    negatives = energy.chains.float().transpose(0, 1)
+    expected = energy.f(negatives).mean() - energy.f(gates.float().unsqueeze(1)).mean()
     parameters = list(energy.parameters())
     for got, want in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
         assert torch.allclose(got, want, atol=1e-6)
     assert energy.energy_gap.item() == pytest.approx(-expected.item(), abs=1e-6)
 
 
-def test_rates_are_a_running_mean_of_each_channel():
-    energy = GateEnergy((2, 2, 2), prior_only=True)
+def test_rates_are_a_running_mean_of_each_gate_at_the_positions_seen():
+    energy = GatePrior((2, 2, 2))
     first = torch.tensor([[[[1, 0], [0, 0]], [[1, 1], [1, 1]]]]).bool()
     energy.contrastive_step(first)
-    assert energy.rates.tolist() == [0.25, 1.0]
-    energy.contrastive_step(~first)
-    assert energy.rates.tolist() == pytest.approx([0.9 * 0.25 + 0.1 * 0.75, 0.9])
+    assert energy.rates.tolist() == [[1, 1], [0, 1], [0, 1], [0, 1]]
+    energy.fit_rows(~energy.rows(first)[:, [3, 0]], torch.tensor([3, 0]))
+    assert energy.rates.flatten().tolist() == pytest.approx([0.9, 0.9, 0, 1, 0, 1, 0.1, 0.9])
 
 
 def test_dead_gates_and_a_batch_of_one_stay_finite():
@@ -154,7 +155,7 @@ def test_dead_gates_and_a_batch_of_one_stay_finite():
         optimizer.zero_grad()
         energy.contrastive_step(gates).backward()
         optimizer.step()
-    assert energy.rates.tolist() == [1, 1, 1, 0, 0, 0]
+    assert energy.rates.tolist() == [[1, 1, 1, 0, 0, 0]]
     log_prob = energy.log_prob_unnormalized(torch.stack([gates[0], ~gates[0]]))
     assert log_prob.isfinite().all()
     assert log_prob[0] > log_prob[1] + 10
@@ -204,3 +205,115 @@ def test_wrong_options_are_named():
         GateEnergy((3,), chains=0)
     with pytest.raises(ValueError, match=r"gates have shape \(4,\); expected \(3,\)"):
         GateEnergy((3,)).contrastive_step(torch.ones(2, 4))
+
+
+MAP = (5, 3, 4)
+
+
+def learned_map():
+    """An energy model of a map that differs between positions, with f, rates and chains of all."""
+    energy = GateEnergy(MAP, widths=NARROW, chains=16)
+    rates = torch.rand(MAP, generator=generator(1))
+    fit_maps(energy, rates, 5)
+    nn.init.normal_(energy.readout, generator=generator(2))
+    return energy, (torch.rand(9, *MAP, generator=generator(3)) < rates).float()
+
+
+def fit_maps(energy, rates, fits):
+    optimizer = torch.optim.Adam(energy.parameters(), lr=1e-2)
+    for number in range(fits):
+        optimizer.zero_grad()
+        energy.contrastive_step(torch.rand(32, *MAP, generator=generator(number)) < rates).backward()
+        optimizer.step()
+
+
+def test_the_mean_over_all_draws_of_positions_is_the_mean_over_the_map():
+    # All 66 pairs of 12 positions are as likely: their mean is the expectation of a draw, exactly.
+    energy, gates = learned_map()
+    rows = energy.rows(gates)
+
+    def value_and_gradient(positions):
+        leaf = rows.clone().requires_grad_()
+        value, _ = energy.surprise(leaf if positions is None else leaf[:, positions], positions)
+        return value.item(), torch.autograd.grad(value, leaf)[0]
+
+    def contrast(positions):
+        negatives = energy.chains.float().transpose(0, 1)
+        own, negatives = (rows, negatives) if positions is None else (rows[:, positions], negatives[:, positions])
+        difference = energy.f(negatives, positions).mean() - energy.f(own, positions).mean()
+        return [difference.detach(), *torch.autograd.grad(difference, list(energy.parameters()))]
+
+    draws = [torch.tensor(pair) for pair in itertools.combinations(range(12), 2)]
+    values, gradients = zip(*map(value_and_gradient, draws), strict=True)
+    value, gradient = value_and_gradient(None)
+    assert sum(values) / 66 == pytest.approx(value, rel=1e-5)
+    assert max(values) > 1.02 * value
+    assert torch.allclose(sum(gradients) / 66, gradient, atol=1e-6)
+    assert value == pytest.approx(-energy.log_prob_unnormalized(gates).mean().item() / 12, rel=1e-5), "a mean"
+    for part, whole in zip(zip(*map(contrast, draws), strict=True), contrast(None), strict=True):
+        assert torch.allclose(sum(part) / 66, whole, atol=1e-5)
+
+
+def test_chains_at_positions_that_were_not_drawn_stand_still():
+    energy, gates = learned_map()
+    before = energy.chains.clone()
+    drawn = torch.tensor([7, 2])
+    energy.fit_rows(energy.rows(gates)[:, drawn], drawn)
+    moved = (energy.chains != before).flatten(1).any(1)
+    assert moved.nonzero().flatten().tolist() == [2, 7]
+
+
+def test_log_z_is_that_of_all_states():
+    states, _ = toy()
+    energy = GateEnergy((8,), widths=NARROW)
+    fit_states(energy)
+    nn.init.normal_(energy.readout, std=0.3, generator=generator(5))
+    exact = energy.log_prob_unnormalized(states).logsumexp(0).item()
+    estimate, error = energy.log_z(samples=4096)
+    assert abs(exact) > 1, "f is not small"
+    assert estimate.item() == pytest.approx(exact, abs=max(4 * error.item(), 0.02))
+    assert error < 0.1
+
+
+def fit_states(energy):
+    states, law = toy()
+    energy.contrastive_step(states[law.multinomial(512, replacement=True, generator=generator())])
+
+
+def test_log_partition_of_several_distributions():
+    odds = torch.randn(3, 4, generator=generator())
+    slopes = torch.randn(3, 4, generator=generator(1)).repeat(2000, 1)
+    estimate, error = log_partition(lambda s: (s * slopes).sum(1), odds, 2000, generator=generator(2))
+    exact = (torch.nn.functional.softplus(odds + slopes[:3]) - torch.nn.functional.softplus(odds)).sum(1)
+    assert ((estimate - exact).abs() < 4 * error + 1e-3).all()
+
+
+def collapsing(model):
+    """Gates that vary at first and then close one after the other, as under a strong penalty."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    for number in range(300):
+        rates = torch.full((128,), 0.5 * (1 - number / 250)).clamp(min=0)
+        optimizer.zero_grad()
+        model.contrastive_step(torch.rand(64, 128, generator=generator(number)) < rates).backward()
+        optimizer.step()
+    return model
+
+
+def test_the_chains_of_a_layer_that_collapses_keep_moving():
+    model = collapsing(GateEnergy((128,)))
+    assert model.mean_acceptance > 0.3
+    assert abs(model.energy_gap) < 1
+    assert not model.check_collapse()
+
+
+def test_a_model_whose_chains_stand_still_is_left_to_its_prior():
+    energy, _ = learned_map()
+    assert not energy.check_collapse(), "too early to say"
+    energy.num_updates, energy.mean_acceptance = 500, torch.tensor(0.001)
+    assert energy.check_collapse()
+    rows = torch.rand(2, 12, 5, generator=generator())
+    assert energy.surprise(rows)[0] == -energy.log_prior(rows).mean()
+    assert energy.log_z()[0] == 0
+    again = GateEnergy(MAP, widths=NARROW, chains=16)
+    again.load_state_dict(energy.state_dict())
+    assert again.collapsed

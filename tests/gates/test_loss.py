@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def seen(net, x, **options):
-    loss = ComplexityLoss(net, widths=NARROW, **options)
+    loss = ComplexityLoss(net, **({"estimator": "energy", "widths": NARROW} | options))
     with loss.watch() as gates:
         net(x)
     return loss, gates
@@ -66,14 +66,14 @@ def test_is_the_sum_over_layers_of_the_mean_surprise():
         expected -= energy.log_prob_unnormalized(torch.sigmoid(100 * x)).mean().item()
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert loss.metrics["complexity"] == value
-    assert value.item() == pytest.approx(sum(loss.metrics[f"energy/{layer}"].item() for layer in loss.layers))
+    assert value.item() == pytest.approx(sum(loss.metrics[f"complexity/{layer}"].item() for layer in loss.layers))
 
 
 def test_with_closed_form_gates():
     # One unit, inputs 0: soft gates .5 and log q = log .5 whatever p is; the prior alone.
     net = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
     nn.init.zeros_(net[0].bias)
-    assert value_of(net, torch.zeros(3, 1), prior_only=True).item() == pytest.approx(math.log(2))
+    assert value_of(net, torch.zeros(3, 1), estimator="prior").item() == pytest.approx(math.log(2))
 
 
 def test_the_gradient_goes_through_the_soft_gates_and_nothing_else():
@@ -123,7 +123,7 @@ def test_the_energies_learn_with_each_call_in_train_mode_only():
 
 def test_lowers_the_surprise_of_the_gates():
     net = Net()
-    loss = ComplexityLoss(net, prior_only=True)
+    loss = ComplexityLoss(net, estimator="prior")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     values = []
     for step in range(60):
@@ -142,7 +142,7 @@ def test_no_optimiser_of_the_network_meets_the_energies():
         def __init__(self):
             super().__init__()
             self.net = Net()
-            self.complexity = ComplexityLoss(self.net, widths=NARROW)
+            self.complexity = ComplexityLoss(self.net, widths=NARROW, estimator="energy")
 
     owner = Owner()
     with owner.complexity.watch() as gates:
@@ -164,15 +164,15 @@ def train(net, loss, steps):
 
 
 def test_goes_on_from_its_state_dict_to_the_bit(tmp_path):
-    whole = ComplexityLoss(Net(), widths=NARROW)
+    whole = ComplexityLoss(Net(), widths=NARROW, estimator="energy")
     train(whole._model[0], whole, range(3))
     torch.save(whole.state_dict(), tmp_path / "loss.pt")
-    other = ComplexityLoss(Net(), widths=NARROW)
+    other = ComplexityLoss(Net(), widths=NARROW, estimator="energy")
     other.load_state_dict(torch.load(tmp_path / "loss.pt", weights_only=True))
     assert other.state_dict()["_extra_state"].keys() == whole.state_dict()["_extra_state"].keys(), "before any batch"
     net = Net()
     net.load_state_dict(whole._model[0].state_dict())
-    resumed = ComplexityLoss(net, widths=NARROW)
+    resumed = ComplexityLoss(net, widths=NARROW, estimator="energy")
     resumed.load_state_dict(other.state_dict())
     train(whole._model[0], whole, range(3, 6))
     train(net, resumed, range(3, 6))
@@ -185,11 +185,11 @@ def test_goes_on_from_its_state_dict_to_the_bit(tmp_path):
 def test_a_checkpoint_of_other_layers_is_an_error():
     state = seen_and_called(Net(), layers=[":relu"]).state_dict()
     net = Net()
-    loss = ComplexityLoss(net, layers=["relu1"], widths=NARROW)
+    loss = ComplexityLoss(net, layers=["relu1"], widths=NARROW, estimator="energy")
     loss.load_state_dict(state)
     with loss.watch() as gates:
         net(inputs())
-    with pytest.raises(ValueError, match="energy models of the layers :relu#0; those chosen are relu1"):
+    with pytest.raises(ValueError, match="models of the gates of layers :relu#0; those chosen are relu1"):
         loss(gates)
 
 
@@ -214,7 +214,7 @@ def test_an_in_place_relu_is_seen_before_it_overwrites():
 def test_watching_changes_no_output_and_no_gradient():
     net = Net()
     expected = torch.autograd.grad(net(inputs()).square().sum(), list(net.parameters()))
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     torch.manual_seed(1)
     before = torch.get_rng_state()
     with loss.watch() as gates:
@@ -228,7 +228,7 @@ def test_watching_changes_no_output_and_no_gradient():
 
 def test_several_passes_count_as_one_with_all_samples():
     net = Net()
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     with loss.watch() as gates:
         net(inputs(1))
         with torch.no_grad():
@@ -249,7 +249,7 @@ class Checkpointed(Net):
 def test_activation_checkpointing_gives_the_same_gradients():
     gradients = []
     for net in (Net(), Checkpointed()):
-        loss = ComplexityLoss(net, widths=NARROW)
+        loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
         with loss.watch() as gates:
             out = net(inputs())
         (out.square().mean() + loss(gates)).backward()
@@ -269,7 +269,7 @@ def test_layers_in_reentrant_checkpointing_run_without_gradients():
 @pytest.mark.parametrize("called", [False, True])
 def test_no_tensor_stays_alive_without_a_backward_pass(called):
     net, alive = Net(), []
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     for _ in range(6):
         with loss.watch() as gates:
             net(inputs())
@@ -312,7 +312,7 @@ def test_a_layer_left_out_sends_no_nan():
 @pytest.mark.parametrize("trained", [False, True])
 def test_a_value_without_gradients_in_eval_mode(trained):
     net = Net()
-    loss = seen_and_called(net) if trained else ComplexityLoss(net, widths=NARROW)
+    loss = seen_and_called(net) if trained else ComplexityLoss(net, widths=NARROW, estimator="energy")
     fits = [energy.num_updates for energy in energies(loss)]
     values = []
     for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
@@ -334,7 +334,7 @@ def test_a_resumed_fit_takes_the_new_rate_and_refuses_other_models():
     state = seen_and_called(Net(), energy_lr=0.1).state_dict()
 
     def resumed(**options):
-        loss = ComplexityLoss(net := Net(), **({"widths": NARROW} | options))
+        loss = ComplexityLoss(net := Net(), **({"widths": NARROW, "estimator": "energy"} | options))
         loss.load_state_dict(state)
         with loss.watch() as gates:
             net(inputs())
@@ -342,8 +342,8 @@ def test_a_resumed_fit_takes_the_new_rate_and_refuses_other_models():
         return loss
 
     assert resumed(energy_lr=1e-4)._optimizer.param_groups[0]["lr"] == 1e-4
-    for options in ({"widths": (4, 4)}, {"prior_only": True}, {"chains": 3}):
-        with pytest.raises(ValueError, match="energy model of layer 'relu1' does not fit: give the widths"):
+    for options in ({"widths": (4, 4)}, {"chains": 3}):
+        with pytest.raises(ValueError, match="model of layer 'relu1' does not fit: give the estimator, widths"):
             resumed(**options)
 
 
@@ -351,7 +351,7 @@ def test_a_checkpoint_from_before_the_loss_was_added():
     owner = nn.Module()
     owner.net = Net()
     state = owner.state_dict()
-    owner.complexity = ComplexityLoss(owner.net, widths=NARROW)
+    owner.complexity = ComplexityLoss(owner.net, widths=NARROW, estimator="energy")
     owner.load_state_dict(state)
 
 
@@ -376,7 +376,7 @@ def test_a_compiled_network_is_seen():
     net = Net()
     compiled = torch.compile(net, backend="eager")
     compiled(inputs())
-    loss = ComplexityLoss(compiled, widths=NARROW)
+    loss = ComplexityLoss(compiled, widths=NARROW, estimator="energy")
     with loss.watch() as gates:
         compiled(inputs())
     assert loss(gates) == value_of(Net(), inputs())
@@ -385,7 +385,7 @@ def test_a_compiled_network_is_seen():
 
 def test_energies_are_float32_under_autocast():
     net = Net()
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     with torch.autocast("cpu", torch.bfloat16):
         with loss.watch() as gates:
             out = net(inputs())
@@ -409,16 +409,16 @@ def test_maps_tokens_and_single_numbers_have_energies():
             return x
 
     net = Shapes()
-    loss = ComplexityLoss(net, None, widths=NARROW)
+    loss = ComplexityLoss(net, None, widths=NARROW, estimator="energy")
     with loss.watch() as gates:
         net(torch.randn(4, 24, generator=generator()))
     loss(gates)
-    assert [energy.shape for energy in energies(loss)] == [(24,), (2, 3, 4), (24,), (1,)]
+    assert [energy.shape for energy in energies(loss)] == [(24,), (2, 3, 4), (6, 4), (1,)]
 
 
 def test_what_cannot_be_is_said_in_a_line():
     net = Net()
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     with pytest.raises(RuntimeError, match=r"no forward pass with gradients was seen: call the model inside watch"):
         with loss.watch() as gates:
             pass
@@ -435,6 +435,8 @@ def test_what_cannot_be_is_said_in_a_line():
         ({"layers": []}, r"layers is \[\]"),
         ({"widths": (8, 0)}, "widths is 0 in an energy model of gates .*; expected a number >= 1"),
         ({"layers": 0}, "layers is 0"),
+        ({"estimator": "f"}, "estimator is 'f'; expected one of prior, energy, kernel"),
+        ({"positions": 0}, "positions is 0; expected a number >= 1, or None for all"),
         ({"beta": 0}, "beta is 0; expected a number > 0"),
         ({"energy_lr": -1.0}, "energy_lr is -1.0; expected a number > 0"),
     ):
@@ -444,7 +446,7 @@ def test_what_cannot_be_is_said_in_a_line():
 
 def test_a_shape_that_changes_is_an_error():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    loss = ComplexityLoss(net, widths=NARROW)
+    loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     for size in (8, 10):
         with loss.watch() as gates:
             net(torch.randn(2, 1, size, size))
@@ -476,11 +478,11 @@ def test_what_is_not_finite_is_left_out_and_counted_and_then_stops():
         net(inputs())
     assert loss(gates).isfinite(), "the energies have not learned the NaN"
     with torch.no_grad():
-        energies(loss)[1].readout.weight.fill_(1e9)  # exploded
+        energies(loss)[1].readout.fill_(1e9)  # exploded
     with loss.watch() as gates:
         net(inputs())
     value = loss(gates)
-    assert value == loss.metrics["energy/relu1"]
+    assert value == loss.metrics["complexity/relu1"]
     assert torch.autograd.grad(value, net.fc2.weight)[0].abs().sum() == 0
     with pytest.raises(FloatingPointError, match="layer ':relu#0' were not finite 1. times in a row; lower energy_lr"):
         for _ in range(20):
@@ -492,7 +494,7 @@ def test_what_is_not_finite_is_left_out_and_counted_and_then_stops():
 def after_some_steps(rank, batches, steps=3):
     """What the parameters, gradients and chains are after some steps of plain data parallelism."""
     net = Net()
-    loss = ComplexityLoss(net, widths=NARROW, chains=16)
+    loss = ComplexityLoss(net, widths=NARROW, chains=16, estimator="energy")
     for number in range(steps):
         own = inputs(number, 9)[batches[rank]]
         with loss.watch() as gates:
@@ -525,7 +527,10 @@ def test_with_half_precision_and_a_gradient_scaler_it_is_the_same_within_roundin
     def last_gradients(half):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
-        complexity, optimizer = ComplexityLoss(net, layers=-2), torch.optim.SGD(net.parameters(), 0.01)
+        complexity, optimizer = (
+            ComplexityLoss(net, layers=-2, estimator="energy"),
+            torch.optim.SGD(net.parameters(), 0.01),
+        )
         scaler = torch.amp.GradScaler("cpu", enabled=half)
         for _ in range(3):
             with torch.autocast("cpu", torch.float16, enabled=half):

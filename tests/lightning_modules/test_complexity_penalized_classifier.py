@@ -24,7 +24,7 @@ def equal(a, b):
 
 
 def test_is_a_classifier_with_the_penalty(tmp_path):
-    options = {"weight": 0.05, "layers": -1, "widths": (8,), "chains": 8}
+    options = {"weight": 0.05, "layers": -1, "widths": (8,), "chains": 8, "estimator": "energy"}
     module, trainer = trained(ComplexityPenalizedClassifier, tmp_path, **options)
     assert "penalty/energy_gap/relu2" in trainer.callback_metrics
     assert "train/loss" in trainer.callback_metrics
@@ -46,7 +46,7 @@ def test_lambda_0_is_a_plain_classifier_to_the_bit(tmp_path):
 
 
 def test_its_checkpoint_is_a_classifiers(tmp_path):
-    module, trainer = trained(ComplexityPenalizedClassifier, tmp_path, prior_only=True)
+    module, trainer = trained(ComplexityPenalizedClassifier, tmp_path, estimator="prior")
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     for classifier in (Classifier, ComplexityPenalizedClassifier):
         loaded = classifier.load_from_checkpoint(tmp_path / "last.ckpt", net=MLP((64, 24, 16, 10)), weights_only=True)

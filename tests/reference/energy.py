@@ -19,7 +19,7 @@ def log_prior(gates, rates):
     """log q of one sample's flat gates."""
     total = 0.0
     for gate, rate in zip(gates, rates, strict=True):
-        p = min(max(rate, 0.01), 0.99)
+        p = min(max(rate, 0.001), 0.999)
         total += math.log(1 - p + gate * (2 * p - 1))
     return total
 
