@@ -193,7 +193,8 @@ def check(folder, make, precision, without=()):
 def close(key, value, expected):
     # Energy models are float32: a weight whose gradient is 0 in one process and 9e-10 in four moves by 8.5e-5 in Adam's
     # first step, with a learning rate of 1e-3. 1.4e-6 nats seen.
-    absolute = 1e-5 if "energy_gap" in key else 1e-9
+    # The other gap is the difference of two losses of about 1 in float32.
+    absolute = 1e-5 if "energy_gap" in key else 1e-6 if "train_test_gap" in key else 1e-9
     return value == pytest.approx(expected, rel=1e-6, abs=absolute, nan_ok=True)
 
 
