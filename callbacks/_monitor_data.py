@@ -71,7 +71,9 @@ class MonitorData:
     def load(self, number: int, size: int | None = None) -> Any:  # noqa: ANN401 - what the collate function makes
         """Loads a batch, or its first `size` samples, and seeds what is drawn for it here and in the forward pass."""
         _seed_everything(self.seed + number)
-        return self.collate([self.dataset[i] for i in self.batches[number][:size]])
+        indices = self.batches[number][:size]
+        of_several = getattr(self.dataset, "__getitems__", None)  # torch's loaders use it as well
+        return self.collate(of_several(indices) if of_several else [self.dataset[i] for i in indices])
 
 
 def monitor_data(

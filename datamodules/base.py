@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -58,8 +58,9 @@ class ImageTensors:
 class ImageSubset(Dataset[tuple[Tensor, int]]):
     """Some images of a data set, each transformed when it is read.
 
-    For an index that is a `SeededIndex`, torch's random state is the one of its seed while the image is transformed,
-    and put back after: a random transform gives the same image in one process or many, with any number of workers.
+    For an index that is a `SeededIndex`, torch's random state is the one of its seed while the image is read and
+    transformed, and put back after: a random transform gives the same image in one process or many, with any number of
+    workers.
 
     Args:
         source: Raw images.
@@ -78,12 +79,15 @@ class ImageSubset(Dataset[tuple[Tensor, int]]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.source[int(self.indices[index])]
         if not isinstance(index, SeededIndex):
-            return self.transform(image), label
+            return self._read(index)
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(index.seed)
-            return self.transform(image), label
+            return self._read(index)
+
+    def _read(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.source[int(self.indices[index])]
+        return self.transform(image), label
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -158,25 +162,33 @@ class ImageDataModule(LightningDataModule, ABC):
         _, height, width = self.shape
         return [transforms.RandomCrop((height, width), padding=width // 8)]
 
+    def varied(self, source: LabelledImages) -> LabelledImages:
+        """The images to vary at random: those of `read`, unless a subclass varies how a file is read."""
+        return source
+
+    def sequence(self, source: LabelledImages) -> Tensor:
+        """A permutation of the training images, by `seed`, whose first ones are the subset of `train_samples`."""
+        return torch.randperm(len(source), generator=torch.Generator().manual_seed(self.seed))
+
     def setup(self, stage: str) -> None:
         """Reads what the stage needs: both splits for "fit", the test images for all others."""
         for split in get_args(Split) if stage == "fit" else ("test",):
             self._dataset(split)
 
-    def monitor_dataset(self, split: Split) -> ImageSubset:
+    def monitor_dataset(self, split: Split) -> Dataset[Any]:
         """The training images in use or the test images, normalised as in evaluation and never augmented.
 
         Args:
             split: "train" or "test".
 
         Returns:
-            A map-style data set of (float image (C, H, W), label), with all labels in its attribute `targets`.
+            A map-style data set of (float image (C, H, W), label), with all labels in its attribute `targets`. Where
+            objects are known, a mask (H, W), bool, is the third item.
 
         Raises:
             ValueError: if `split` is neither.
         """
-        if split not in get_args(Split):
-            raise ValueError(f"split is {split!r}; expected {' or '.join(map(repr, get_args(Split)))}")
+        check_split(split)
         return self._dataset(split)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
@@ -215,19 +227,23 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _dataset(self, split: Split, augment: bool = False) -> ImageSubset:
         source = self._source(split)
-        normalise = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(self.mean, self.std)]
-        transform = transforms.Compose([*(self.augmentation() if augment else []), *normalise])
-        return ImageSubset(source, self._indices(split, len(source)), transform)
+        changed = self.varied(source) if augment else source
+        transform = self._transform(self.augmentation() if augment else [])
+        return ImageSubset(changed, self._indices(split, source), transform)
 
-    def _indices(self, split: Split, size: int) -> Tensor:
+    def _transform(self, augmentation: list[Transform]) -> Transform:
+        normalise = [transforms.ConvertImageDtype(torch.float32), transforms.Normalize(self.mean, self.std)]
+        return cast(Transform, transforms.Compose([*augmentation, *normalise]))
+
+    def _indices(self, split: Split, source: LabelledImages) -> Tensor:
+        size = len(source)
         if split == "test" or self.train_samples is None:
             return torch.arange(size)
         if self.train_samples > size:
             raise ValueError(
                 f"train_samples is {self.train_samples}; expected at most {size}, the number of training images"
             )
-        permutation = torch.randperm(size, generator=torch.Generator().manual_seed(self.seed))
-        return permutation[: self.train_samples].sort().values
+        return self.sequence(source)[: self.train_samples].sort().values
 
     def _processes_and_rank(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
@@ -240,6 +256,16 @@ class ImageDataModule(LightningDataModule, ABC):
             # Without a generator of its own, every pass over a loader draws a number from the global random state.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def check_split(split: str) -> None:
+    """Refuses what is no split.
+
+    Raises:
+        ValueError: Names those that there are.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}; expected {' or '.join(map(repr, get_args(Split)))}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

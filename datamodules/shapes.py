@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
-from netprism.datamodules.base import ImageDataModule, ImageSubset, ImageTensors, Split, Transform
+from netprism.datamodules.base import ImageDataModule, ImageSubset, ImageTensors, Split, Transform, check_split
 
 AREA = (0.05, 0.12)  # of a shape, as a fraction of the image
 _REACH = 0.944 * math.sqrt(AREA[1])  # farthest point of the largest shape, a star, from its centre; image side = 1
@@ -151,7 +151,8 @@ class Shapes(ImageDataModule):
 
     def monitor_dataset(self, split: Split) -> SegmentedSubset:
         """The images as in evaluation, each with the mask of its object: (image, label, bool (H, W))."""
-        plain = super().monitor_dataset(split)
+        check_split(split)
+        plain = self._dataset(split)
         source = self._source(split)
         assert isinstance(source, SegmentedImages)
         return SegmentedSubset(source, plain.indices, plain.transform)

@@ -33,7 +33,9 @@ def users_error(error: BaseException) -> Exception | None:
     for link in chain:
         frames = _frames(link)
         module = frames[-1].f_globals.get("__name__", "") if frames else ""  # where it was raised
-        on_purpose = isinstance(link, ValueError | OSError) and module.startswith(PURPOSEFUL)
+        # A loader raises what its worker raised, so that the module is torch's: then the class tells.
+        purposeful = module.startswith(PURPOSEFUL) or type(link).__module__.startswith("netprism.")
+        on_purpose = isinstance(link, ValueError | OSError) and purposeful
         if on_purpose or type(link).__name__ == "MisconfigurationException":
             return link
         if isinstance(link, RuntimeError) and str(link).startswith(DEAD_WORKER) and "killed" in str(link):

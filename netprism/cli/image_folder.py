@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as transforms
 
+from netprism.datamodules.image_files import SUFFIXES, as_mode, open_image
 from netprism.discarding.concentration import box_mask, segment_mask
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-BOX = ("image", "left", "top", "right", "bottom")  # header of a table of boxes
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class ImageFolder:
         mean: Mean per channel of pixels in [0, 1]; one number makes the images grey, three leave them their colour.
         std: Standard deviation per channel.
         masks: Folder with one PNG per image, of the same stem; what is not black is the object.
-        boxes: Table {name of a file: left, top, right, bottom in pixels of that file}, see :func:`read_boxes`.
+        boxes: Table {name of a file: left, top, right, bottom in pixels of that file}, see `read_boxes` of datamodules.
     """
 
     paths: list[Path]
@@ -50,14 +46,14 @@ class ImageFolder:
             yield [path.name for path in paths], torch.stack(images), known
 
     def _load(self, path: Path) -> tuple[Tensor, Tensor]:
-        image = _open(path).convert("L" if len(self.mean) == 1 else "RGB")
+        image = as_mode(open_image(path), "L" if len(self.mean) == 1 else "RGB", path)
         pixels = transforms.resize(transforms.to_tensor(image), list(self.size), antialias=True)
         return transforms.normalize(pixels, self.mean, self.std), self._mask(path, (image.height, image.width))
 
     def _mask(self, path: Path, original: tuple[int, int]) -> Tensor:
         """The object; nothing where it is not known, which has no concentration."""
         if self.masks is not None and (file := self.masks / f"{path.stem}.png").is_file():
-            return segment_mask(transforms.pil_to_tensor(_open(file).convert("L")), self.size)
+            return segment_mask(transforms.pil_to_tensor(open_image(file).convert("L")), self.size)
         if path.name in self.boxes:
             return box_mask(torch.tensor([self.boxes[path.name]]), self.size, original)
         return torch.zeros(1, 1, *self.size, dtype=torch.bool)
@@ -73,29 +69,3 @@ def find_images(folder: Path) -> list[Path]:
     if not found:
         raise ValueError(f"{folder} holds no images; expected a folder with {', '.join(SUFFIXES)}")
     return found
-
-
-def read_boxes(table: Path) -> dict[str, list[float]]:
-    """Reads a CSV with the columns image, left, top, right, bottom: one box per image, in pixels of the file.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The columns are others, or a value is no number.
-    """
-    if not table.is_file():
-        raise FileNotFoundError(f"no table of boxes {table}")
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    try:
-        return {row["image"]: [float(row[side]) for side in BOX[1:]] for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{table} is no table of boxes ({error}); expected columns {', '.join(BOX)}") from error
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
-    return image

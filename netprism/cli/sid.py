@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from netprism.analysis.networks import data_of_run
-from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
+from netprism.cli.image_folder import ImageFolder, find_images
 from netprism.cli.network_options import add_network_options
+from netprism.datamodules.image_files import read_boxes
 from netprism.discarding.concentration import concentration
 from netprism.discarding.constants import ALPHA, Method
 from netprism.discarding.layer_view import LayerView

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from netprism.cli.image_folder import ImageFolder, find_images, read_boxes
+from netprism.cli.image_folder import ImageFolder, find_images
 from netprism.cli.sid import sid
+from netprism.datamodules.image_files import read_boxes
 from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import strict_information_discarding
@@ -129,7 +130,7 @@ def test_mistakes_are_named(tmp_path, network, folder):
     with pytest.raises(argparse.ArgumentError, match="invalid choice: 'exact'"):
         run(tmp_path, folder, "--method", "exact")
     (folder / "3.png").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"3.png cannot be read as an image"):
+    with pytest.raises(OSError, match=r"3.png cannot be read as an image"):
         run(tmp_path, folder)
     (tmp_path / "boxes.csv").write_text("image,x,y\n0.png,1,2\n")
     with pytest.raises(ValueError, match="is no table of boxes .* expected columns image, left"):
