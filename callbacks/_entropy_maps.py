@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from netprism.discarding.concentration import box_mask, segment_mask
+from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sid import strict_information_discarding
 from netprism.figures import discarding as figures
-from netprism.metrics.discarding import DiscardingMetric
 
 
 def masks_of(batch: Any, size: tuple[int, int]) -> Tensor | None:  # noqa: ANN401 - a user's batch
@@ -44,6 +43,9 @@ def maps_of(
 ) -> dict[str, Tensor]:
     """Returns the images "x" and their entropy maps, "SID/<layer>" of the layers in `scale`, "RU/<layer>" of decoders.
 
+    Of each image there are also the "error/<layer>", the "ratio/<layer>" (NaN unless `measure_ratio` is among the
+    options) and the fraction of "unseen/<layer>" pixels of SID, `(N,)` each.
+
     Args:
         model: The network as a function of `x`.
         x: Images.
@@ -52,9 +54,13 @@ def maps_of(
         share_channels: Whether SID has one sigma per pixel.
         options: Options of `strict_information_discarding` and `reconstruction_uncertainty`.
     """
-    sid_options = options | {"share_channels": share_channels, "measure_ratio": False}
+    sid_options = {"measure_ratio": False} | options | {"share_channels": share_channels}
     results = strict_information_discarding(model, list(scale), x, scale=dict(scale), **sid_options)
-    found = {"x": x} | {f"SID/{layer}": result.entropy_map for layer, result in results.items()}
+    found = {"x": x}
+    for layer, result in results.items():
+        found |= {f"SID/{layer}": result.entropy_map, f"error/{layer}": result.error, f"ratio/{layer}": result.ratio}
+        found[f"unseen/{layer}"] = result.unseen.flatten(1).float().mean(1)
+    options = {name: value for name, value in options.items() if name != "measure_ratio"}
     for layer, decoder in decoders.items():
         given = model, layer, decoder.to(x.device), x
         found[f"RU/{layer}"] = (
@@ -71,27 +77,49 @@ def joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def mean_values(maps: Mapping[str, Tensor]) -> dict[str, float]:
-    """Returns the logged numbers of the maps "SID/<layer>" and "RU/<layer>" of all images, and of their "mask"."""
-    values: dict[str, float] = {}
-    for quantity, masks in (("SID", maps.get("mask")), ("RU", None)):
-        if chosen := _of(maps, quantity):
-            metric = DiscardingMetric(list(chosen), quantity, sync_on_compute=False)  # each rank has all maps
-            metric.update(chosen, masks)
-            values |= {key: float(value) for key, value in metric.compute().items()}
-    return values
+def per_image(found: Mapping[str, Tensor], masks: Tensor | None, num_shown: int) -> dict[str, Tensor]:
+    """Returns the numbers of each image, float64 `(N,)`, and the maps of the first ones alone, as "maps/SID/<layer>".
+
+    So a measurement of many images takes no more memory than one of a few.
+
+    Args:
+        found: What `maps_of` has found.
+        masks: Where the objects are, for "concentration/<layer>", or None.
+        num_shown: Number of images whose maps are kept, and themselves, as "x".
+    """
+    rows: dict[str, Tensor] = {"x": found["x"][:num_shown].clone()}  # a view would keep all
+    for key, value in found.items():
+        quantity, _, layer = key.partition("/")
+        if quantity in ("SID", "RU"):
+            rows[key] = value.double().flatten(1).mean(1)
+            rows[f"maps/{key}"] = value[:num_shown].clone()
+            if quantity == "SID" and masks is not None:
+                rows[f"concentration/{layer}"] = concentration(value.double(), masks)
+        elif quantity != "x":
+            rows[key] = value.double()
+    return rows
 
 
-def draw_maps(maps: Mapping[str, Tensor], name: str, num_shown: int, folder: Path) -> list[Path]:
+def mean_values(rows: Mapping[str, Tensor]) -> dict[str, float]:
+    """Returns the logged numbers: means over the images, for concentration over those that have one."""
+    quantities = ("SID", "concentration", "RU")
+    found = {quantity: [key for key in rows if key.startswith(f"{quantity}/")] for quantity in quantities}
+    return {key: float(rows[key].nanmean() if quantity == "concentration" else rows[key].mean())
+            for quantity, keys in found.items() for key in keys}  # fmt: skip
+
+
+def draw_maps(maps: Mapping[str, Tensor], name: str, folder: Path) -> list[Path]:
     """Draws `<name>_SID.png` and `<name>_RU.png`, where the inputs "x" are images."""
     paths = []
     for quantity in ("SID", "RU"):
-        chosen = _of(maps, quantity)
+        chosen = maps_by_layer(maps, quantity)
         if chosen and maps["x"].dim() == 4:
             path = folder / f"{name}_{quantity}.png"
-            paths.append(figures.maps(maps["x"], chosen, path, f"{quantity}, nats", num_shown))
+            paths.append(figures.maps(maps["x"], chosen, path, f"{quantity}, nats", len(maps["x"])))
     return paths
 
 
-def _of(maps: Mapping[str, Tensor], quantity: str) -> dict[str, Tensor]:
-    return {key.partition("/")[2]: value for key, value in maps.items() if key.startswith(f"{quantity}/")}
+def maps_by_layer(rows: Mapping[str, Tensor], quantity: str) -> dict[str, Tensor]:
+    """Returns {layer: maps} of a quantity, "SID" or "RU"."""
+    prefix = f"maps/{quantity}/"
+    return {key.removeprefix(prefix): value for key, value in rows.items() if key.startswith(prefix)}

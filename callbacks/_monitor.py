@@ -127,7 +127,7 @@ class Monitor(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measures the untrained network. `log` would merge it with the first epoch, so the loggers get it directly."""
         if self.measure_untrained and trainer.global_step == 0:
-            values = self._measure(trainer, pl_module, epoch=-1)
+            values = self.look(trainer, pl_module, epoch=-1)
             for logger in trainer.loggers if values else []:
                 logger.log_metrics({**values, "epoch": -1}, step=0)
 
@@ -136,7 +136,7 @@ class Monitor(pl.Callback):
         finished = trainer.current_epoch + 1
         is_last = trainer.should_stop or finished == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if finished % self.every_n_epochs == 0 or is_last:
-            values = self._measure(trainer, pl_module, trainer.current_epoch)
+            values = self.look(trainer, pl_module, trainer.current_epoch)
             # The ranks agree already: a maximum keeps the value bitwise, where a mean over three ranks may round.
             pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
 
@@ -196,8 +196,11 @@ class Monitor(pl.Callback):
 
         publish(trainer, drawn, kind, epoch)
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
-        """What to log: nothing after an error that does not end the training."""
+    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> dict[str, float]:
+        """Measures now and keeps it in the history; returns what to log, nothing after an error that ends no training.
+
+        The network stays as it is. Every rank has to call it.
+        """
         before = copy.deepcopy(self.state_dict()) if self.on_error == "warn" else {}
         try:
             values = run_on_all_ranks(partial(self._measure_undisturbed, trainer, pl_module, epoch))

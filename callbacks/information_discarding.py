@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from netprism.callbacks._entropy_maps import draw_maps, joined, maps_of, masks_of, mean_values
+from netprism.callbacks._entropy_maps import draw_maps, joined, maps_of, masks_of, mean_values, per_image
 from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import Batch, View, buffers_kept
@@ -91,6 +91,8 @@ before the layer reacts | nat | to log max_sigma + C | |
         self.input_layer = input_layer
         self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
+        self.images: dict[str, Tensor] = {}  # of the last measurement, see `per_image`
+        self.indices: list[int] = []  # which samples of the data set these images are
         self.measuring: dict[str, Any] = dict(alpha=alpha, method=method, num_vjps=num_vjps, max_sigma=max_sigma)
 
     def measure(self, view: View, epoch: int) -> dict[str, float]:
@@ -100,10 +102,11 @@ before the layer reacts | nat | to log max_sigma + C | |
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
-        maps = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
+        self.images = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
+        self.indices = [i for indices in data.batches for i in indices][: self.num_measured]
         if self.num_shown > 0:
-            self.publish(view.trainer, partial(draw_maps, maps, self.name, self.num_shown), kind="maps", epoch=epoch)
-        return mean_values(maps)
+            self.publish(view.trainer, partial(draw_maps, self.images, self.name), kind="maps", epoch=epoch)
+        return mean_values(self.images)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draws the curves into the run's folder and to W&B."""
@@ -131,7 +134,7 @@ before the layer reacts | nat | to log max_sigma + C | |
             )
 
     def _maps(self, view: View, scale: dict[str, float], batch: Batch) -> dict[str, Tensor]:
-        """Entropy maps of the measured images of a batch: "x", "mask", "SID/<layer>", "RU/<layer>"."""
+        """Numbers and maps of the measured images of a batch, see `per_image`."""
         number = self.num_measured - batch.number * self.batch_size
         functions = [(model, x[:number]) for model, x in view.function_of_one(batch, self.input_layer)[:number]]
         seed, options = self.seed + _SEEDS * batch.number, self.measuring | {"relative_to": view.network}
@@ -142,4 +145,5 @@ before the layer reacts | nat | to log max_sigma + C | |
             )
         x = found["x"]
         mask = self.masks(batch.raw, (x.shape[2], x.shape[3])) if x.dim() == 4 else None
-        return found if mask is None else found | {"mask": mask[: len(x)]}
+        shown = max(0, self.num_shown - batch.number * self.batch_size)
+        return per_image(found, None if mask is None else mask[: len(x)], shown)

@@ -7,6 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from netprism.analysis import Analysis as Analysis
+    from netprism.analysis import analyze as analyze
     from netprism.callbacks import ComplexityPenalty as ComplexityPenalty
     from netprism.callbacks import ExactResume as ExactResume
     from netprism.callbacks import FeatureComponents as FeatureComponents
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "analysis": ("analyze", "Analysis"),
     "callbacks": (
         "GatingEntropy",
         "ComplexityPenalty",

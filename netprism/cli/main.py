@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 COMMANDS = ("fit", "validate", "test", "predict")
-OTHERS = ("layers", "study", "slurm", "sid", "compress", "report", "compare", "experiments")
+OTHERS = ("analyze", "layers", "study", "slurm", "compress", "report", "compare", "experiments")
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 STOPPED = 128 + signal.SIGINT  # what a shell expects after Ctrl-C
 
@@ -33,8 +33,8 @@ netprism: shows what a network has learned while it learns it.
   netprism validate|test --config EXPERIMENT --ckpt_path best
   netprism study [STUDY] [--dry-run] [--jobs 2]                   many runs, one table and figure; alone: the list
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
+  netprism analyze --checkpoint CKPT [--data FOLDER]              every measure once on trained networks, as a page
   netprism layers NETWORK                                         its layers by name, and what can look at them
-  netprism sid --checkpoint CKPT --images FOLDER                  what a trained network discards of some images
   netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
   netprism report RUN                                             a run as one page; RUN: folder, glob, experiment
   netprism compare RUN RUN ...                                    several runs over one another
@@ -106,10 +106,10 @@ def _dispatch(args: list[str]) -> None:
         from netprism.cli.layers import layers
 
         layers(args[1:])
-    elif command == "sid":
-        from netprism.cli.sid import sid
+    elif command == "analyze":
+        from netprism.cli.analyze import analyze_command
 
-        sid(args[1:])
+        analyze_command(args[1:])
     elif command == "compress":
         from netprism.cli.compress import compress
 

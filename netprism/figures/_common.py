@@ -16,6 +16,8 @@ from torch import Tensor
 from netprism.files import whole_file
 
 History = Sequence[Mapping[str, float]]
+# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: colours that the colour-blind tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -90,12 +90,14 @@ def draw_projected(frames: Sequence[Frame], folder: Path, name: str) -> list[Pat
     """Draws the projected regions of the last frame, `<name>_ellipsoids.png`, and a film of all frames per layer."""
     paths = [save(ellipsoids(frames[-1]), folder / f"{name}_ellipsoids.png")]
     for layer in frames[-1]["layers"]:
-        scatters = [_scatter(one, layer) for one in frames if layer in one["layers"]]
-        paths += [
-            film(scatters, folder / f"{name}_film_{layer}.gif"),
-            page(scatters, folder / f"{name}_film_{layer}.html"),
-        ]
-    return paths
+        paths.append(film(_scatters(frames, layer), folder / f"{name}_film_{layer}.gif"))
+    return paths + turnable_pages(frames, folder, name)
+
+
+def turnable_pages(frames: Sequence[Frame], folder: Path, name: str) -> list[Path]:
+    """Writes a page per layer, `<name>_film_<layer>.html`, on which the regions can be turned."""
+    layers = frames[-1]["layers"]
+    return [page(_scatters(frames, layer), folder / f"{name}_film_{layer}.html") for layer in layers]
 
 
 def curves(history: History, layers: Sequence[str]) -> Figure:
@@ -200,6 +202,10 @@ def _outline(axes: Axes, mask: Tensor, size: Sequence[int], colour: str) -> None
     height, width = size[0] / rows, size[1] / columns
     edges = [[(c * width - 0.5, r * height - 0.5) for c, r in edge] for edge in boundary(mask)]
     axes.add_collection(LineCollection(edges, colors=colour, linewidths=1.2))
+
+
+def _scatters(frames: Sequence[Frame], layer: str) -> list[Scatter]:
+    return [_scatter(one, layer) for one in frames if layer in one["layers"]]
 
 
 def _scatter(frame: Frame, layer: str) -> Scatter:

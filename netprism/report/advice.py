@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from netprism.report.run import Run, Series
 from netprism.report.words import split_key
@@ -19,16 +20,26 @@ def warnings(run: Run, ended: bool | None = None) -> list[str]:
         run: The run.
         ended: Whether the training has ended well; None for what its folder says.
     """
-    found = [*_numbers(run), *_layers(run)]
+    found = faults(run.curves, run.settings)
+    if not run.curves:
+        found.insert(0, "Nothing was logged: the run ended before its first epoch.")
     if not (run.is_finished if ended is None else ended):
         found.insert(0, f"The training did not end. Continue it with: make resume RUN={run.path}")
     return found
 
 
-def _numbers(run: Run) -> Iterator[str]:
-    if not run.curves:
-        yield "Nothing was logged: the run ended before its first epoch."
-    for key, series in run.curves.items():
+def faults(curves: Mapping[str, Series], settings: Mapping[str, Any]) -> list[str]:
+    """Returns sentences about numbers over epochs, each with what to do.
+
+    Args:
+        curves: {key: {epoch: value}}.
+        settings: Config as {dotted name: value}, for the number of classes.
+    """
+    return [*_numbers(curves), *_layers(curves, settings)]
+
+
+def _numbers(curves: Mapping[str, Series]) -> Iterator[str]:
+    for key, series in curves.items():
         quantity, layer = split_key(key)
         last = _last(series)
         missing = [epoch for epoch, value in series.items() if not math.isfinite(value)]
@@ -45,21 +56,21 @@ def _numbers(run: Run) -> Iterator[str]:
             yield f"The sampler of {layer} accepts {last:.0%} of its proposals: its gradients mean little."
 
 
-def _layers(run: Run) -> Iterator[str]:
-    flat = [k for k, s in run.curves.items() if k.startswith("gates/entropy/") and _last(s) < COLLAPSED]
+def _layers(curves: Mapping[str, Series], settings: Mapping[str, Any]) -> Iterator[str]:
+    flat = [k for k, s in curves.items() if k.startswith("gates/entropy/") and _last(s) < COLLAPSED]
     if flat:
         names = ", ".join(split_key(key)[1] for key in flat)
         yield f"All images open the same gates in {names}: the layer is dead or linear for these images."
-    worse = [k for k, s in run.curves.items() if k.startswith("components/unexplained/") and _last(s) > 1]
+    worse = [k for k, s in curves.items() if k.startswith("components/unexplained/") and _last(s) > 1]
     if worse:
         yield (
             f"Disentangler nets explain less than a constant ({', '.join(worse)}): raise steps of FeatureComponents; "
             "significance and contribution mean nothing there."
         )
-    classes = run.settings.get("model.num_classes")
+    classes = settings.get("model.num_classes")
     chance = [
         split_key(k)[1]
-        for k, s in run.curves.items()
+        for k, s in curves.items()
         if k.startswith("knowledge/ratio/") and isinstance(classes, int) and _last(s) <= 1 / classes
     ]
     if chance:

@@ -66,6 +66,25 @@ def lines(series: Mapping[str, Series], quantity: str) -> Chart:
     return _chart(quantity, traces, {"xaxis": _epochs(), "yaxis": {"title": {"text": meaning(quantity).unit}}})
 
 
+def profile(networks: Mapping[str, Mapping[str, float]], quantity: str) -> Chart:
+    """Returns a chart of a quantity over layers, or over orders: a line per network.
+
+    Args:
+        networks: {network: {layer: value}}.
+        quantity: The key without the layer.
+    """
+    traces = [
+        {
+            "type": "scatter", "mode": "lines+markers", "name": name, "x": list(layers),
+            "y": [_cell(value) for value in layers.values()], "marker": {"size": 6},
+            "line": {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number // len(COLOURS) % len(DASHES)]},
+        }
+        for number, (name, layers) in enumerate(networks.items())
+    ]  # fmt: skip
+    layout = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": meaning(quantity).unit}}}
+    return _chart(quantity, traces, layout)
+
+
 def heat_map(parts: Mapping[str, Series], quantity: str) -> Chart:
     """Returns layers by epochs."""
     layers = {name: series for name, series in parts.items() if name}

@@ -38,7 +38,7 @@ def write_report(folder: Path, path: Path | None = None, ended: bool | None = No
     if not (folder / "metrics.csv").is_file() and not run.config:
         raise FileNotFoundError(f"run is '{folder}'; expected a folder with metrics.csv")
     sections = charts_of(run)
-    if turned := _turnable(folder / "figures"):
+    if turned := turnable_figures(folder / "figures"):
         sections["in three dimensions"] = turned
     path = path or folder / "report.html"
     write_text(
@@ -95,7 +95,8 @@ def _headline(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _turnable(folder: Path) -> list[dict[str, Any]]:
+def turnable_figures(folder: Path) -> list[dict[str, Any]]:
+    """Returns the three-dimensional figures in the pages of a folder, at most six."""
     found = []
     for page in sorted(folder.glob("*.html")):
         if page.stat().st_size <= _LARGEST:

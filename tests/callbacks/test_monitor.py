@@ -73,9 +73,9 @@ def test_flags_buffers_gradients_and_random_state_are_put_back(fail):
     monitor = Disturbing(fail)
     if fail:
         with pytest.raises(KeyError, match="mine"):
-            monitor._measure(None, module, 0)
+            monitor.look(None, module, 0)
     else:
-        assert monitor._measure(None, module, 0) == {"disturbing/one": 1.0}
+        assert monitor.look(None, module, 0) == {"disturbing/one": 1.0}
     assert all_random_numbers() == expected
     assert [m.training for m in module.modules()] == flags
     assert [p.requires_grad for p in module.parameters()] == requires
@@ -166,7 +166,7 @@ def test_only_what_trains_and_does_not_normalise_may_sample():
 
     net = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.SyncBatchNorm(2), nn.Dropout(0.5), nn.ReLU())
     net[3].eval()  # a part that somebody froze
-    assert Looking("looking")._measure(None, Stranger(net), 0) == {"looking/before": True, "looking/after": True}
+    assert Looking("looking").look(None, Stranger(net), 0) == {"looking/before": True, "looking/after": True}
     assert [m.training for m in net] == [True, True, True, False, True]
 
 

@@ -85,7 +85,7 @@ def test_long_waits_are_announced_before_they_begin():
             ["fitt"],
             [
                 "'fitt'",
-                "fit, validate, test, predict, layers, study, slurm, sid, compress, report, compare, experiments",
+                "fit, validate, test, predict, analyze, layers, study, slurm, compress, report, compare, experiments",
             ],
         ),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),

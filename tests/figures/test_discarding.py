@@ -38,9 +38,3 @@ def test_curves_of_what_was_measured(tmp_path):
     assert read(discarding.curves(only, tmp_path / "b.png")).shape[1] < both.shape[1]
     assert discarding.curves(history[:1], tmp_path / "c.png") is None
     assert not (tmp_path / "c.png").exists()
-
-
-def test_over_layers(tmp_path):
-    layers = {f"layer{number}": [1.0 + number, 2.0 + number] for number in range(8)}
-    wide = read(discarding.over_layers({"SID": layers, "concentration": layers}, tmp_path / "a.png"))
-    assert wide.shape[1] > read(discarding.over_layers({"SID": layers}, tmp_path / "b.png")).shape[1]

@@ -66,7 +66,7 @@ document.querySelectorAll("details.numbers").forEach((details) => details.addEve
   } else if (lines[0].type === "scatter") {
     const shown = lines.filter((line) => line.fill !== "toself");
     const epochs = [...new Set(shown.flatMap((line) => line.x))].sort((a, b) => a - b);
-    const head = body.insertRow(); ["epoch", ...shown.map((line) => line.name)].forEach((text) => cell(head, "th", text));
+    const head = body.insertRow(); [chart.layout.xaxis.type === "category" ? "layer" : "epoch", ...shown.map((line) => line.name)].forEach((text) => cell(head, "th", text));
     epochs.forEach((epoch) => {
       const row = body.insertRow(); cell(row, "th", epoch);
       shown.forEach((line) => cell(row, "td", line.y[line.x.indexOf(epoch)]));
