@@ -26,7 +26,7 @@ class FolderImages(Dataset[dict[str, Any]]):
         mean: Mean per channel of pixels in [0, 1]; one number makes the images grey, three leave them their colour.
         std: Standard deviation per channel.
         masks: Folder with one PNG per image, of the same stem; what is not black is the object.
-        boxes: Table {name of a file: left, top, right, bottom in pixels of that file}, see `netprism.datamodules.image_files.read_boxes`.
+        boxes: Table {name of a file: left, top, right, bottom in pixels of that file}, see `read_boxes`.
 
     Attributes:
         paths: Paths of the images.
