@@ -38,6 +38,7 @@ from netprism.callbacks._monitor_data import MonitorData, as_classes
 from netprism.distributed import all_gather_object, in_one_line, run_on_all_ranks
 from netprism.loggers import is_dry_run
 from netprism.module_names import match_name
+from netprism.nets import tap_points
 from netprism.outline import RanLayer, last_linear_that_ran, outermost_blocks, ran_layers
 from netprism.taps import find_layer, layer_names
 
@@ -201,8 +202,7 @@ class View:
         Raises:
             ValueError: There are none; lists the layers.
         """
-        points = getattr(self.network, "tap_points", None)
-        if points:
+        if points := tap_points(self.network):
             return list(points)
         found = outermost_blocks(
             self.network, self._ran(data), min(TRIED, len(data.batches[0])), dims=4 if kind == "maps" else None

@@ -1,13 +1,19 @@
 """The plain training that the monitors look into: a network that learns to tell classes apart."""
 
+from collections.abc import Sequence
+
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+
+from netprism.nets import fit_to
+from netprism.nets.fitting import output_layer, outputs_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -25,9 +31,13 @@ class Classifier(LightningModule):
     Checkpoints hold no pickled objects. The network is not among the hyper-parameters, so give it when loading one:
     `Classifier.load_from_checkpoint(path, net=..., weights_only=True)`.
 
+    With a data module that has `num_classes` and `shape`, as netprism's, any network is fitted to them: a last layer of
+    another width is replaced, a first one adapted, see :func:`netprism.nets.fit_to`; a line says so.
+
     Args:
         net: Network from images (N, ...) to logits (N, num_classes).
-        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        num_classes: Number of classes; labels are 0 to num_classes - 1. None for the data module's `num_classes`, or
+            else the number of outputs of the network.
         optimizer: Function from parameters to an optimiser; in a config, a class path with its `init_args`.
         scheduler: Function from an optimiser to a learning-rate schedule; in a config, a class path with its
             `init_args`. It is stepped after each epoch; ReduceLROnPlateau follows `val/loss`.
@@ -40,14 +50,16 @@ class Classifier(LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        num_classes: int = 10,
+        num_classes: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
         self.net, self.num_classes, self.optimizer, self.scheduler = net, num_classes, optimizer, scheduler
-        self.train_meters = _meters(num_classes, prefix="train/")
+        if num_classes is None and (last := output_layer(net)) is not None:
+            self.num_classes = outputs_of(last[1])
+        self.train_meters = _meters(prefix="train/")
         self.val_meters = self.train_meters.clone(prefix="val/")
         self.test_meters = self.train_meters.clone(prefix="test/")
 
@@ -55,6 +67,16 @@ class Classifier(LightningModule):
         """Images (N, ...) to logits (N, num_classes)."""
         logits: Tensor = self.net(x)
         return logits
+
+    def configure_model(self) -> None:
+        """Fits the network to the data module. Lightning calls this before a training, a test and a prediction."""
+        shape, classes = self._shape_and_classes_of_data()
+        classes = self.hparams["num_classes"] or classes
+        if classes is None:
+            return
+        for change in fit_to(self.net, classes, shape):
+            rank_zero_info(f"{type(self).__name__}: {type(self.net).__name__} is fitted to the data: {change}")
+        self.num_classes = self.hparams["num_classes"] = classes
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser of all parameters and, if there is one, its schedule."""
@@ -85,6 +107,13 @@ class Classifier(LightningModule):
         logits: Tensor = self(batch[0])
         return logits
 
+    def _shape_and_classes_of_data(self) -> tuple[Sequence[int] | None, int | None]:
+        try:
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]  # set in one of Lightning's connectors
+        except RuntimeError:  # no trainer yet, in load_from_checkpoint
+            return None, None
+        return getattr(datamodule, "shape", None), getattr(datamodule, "num_classes", None)
+
     def _step(self, batch: Batch, meters: MetricCollection) -> Tensor:
         images, labels = batch
         self._check_labels(labels)
@@ -97,20 +126,22 @@ class Classifier(LightningModule):
 
     def _check_labels(self, labels: Tensor) -> None:
         low, high = labels.aminmax()
-        if low < 0 or high >= self.num_classes:
+        if self.num_classes is not None and (low < 0 or high >= self.num_classes):
             allowed = f"0 to {self.num_classes - 1} with num_classes={self.num_classes}"
             raise ValueError(f"labels of a batch are {low} to {high}: they must be {allowed}")
 
     def _check_logits(self, logits: Tensor, batch_size: int) -> None:
-        expected = (batch_size, self.num_classes)
         found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        if self.num_classes is None and isinstance(logits, Tensor) and logits.dim() > 1:
+            self.num_classes = logits.shape[1]
+        expected = (batch_size, self.num_classes)
         if found != expected:
             raise ValueError(
                 f"{type(self.net).__name__} returned {found}, not (images, num_classes) = {expected} logits"
             )
 
 
-def _meters(num_classes: int, prefix: str) -> MetricCollection:
+def _meters(prefix: str) -> MetricCollection:
     """Loss and accuracy over all images of all processes.
 
     The loss is a metric, too: Lightning's own mean over processes, `sync_dist=True`, is wrong when these have seen
@@ -118,5 +149,5 @@ def _meters(num_classes: int, prefix: str) -> MetricCollection:
     """
     loss = MeanMetric(nan_strategy="disable")  # a NaN stays one; this also switches weights off (torchmetrics 1.9)
     # Labels are checked in _check_labels, which takes two numbers from a batch where torchmetrics would sort it.
-    accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+    accuracy = MulticlassAccuracy(average="micro", validate_args=False)  # needs no number of classes
     return MetricCollection({"loss": loss, "accuracy": accuracy}, prefix=prefix, compute_groups=False)

@@ -20,7 +20,7 @@ class ComplexityPenalizedClassifier(Classifier):
 
     Args:
         net: Network from images (N, ...) to logits (N, num_classes).
-        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        num_classes: See `Classifier`.
         optimizer: See `Classifier`.
         scheduler: See `Classifier`.
         weight: Weight of the complexity, a sum over layers in nats.
@@ -32,7 +32,7 @@ class ComplexityPenalizedClassifier(Classifier):
     def __init__(
         self,
         net: nn.Module,
-        num_classes: int = 10,
+        num_classes: int | None = None,
         optimizer: OptimizerCallable = optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         weight: float = 1e-3,

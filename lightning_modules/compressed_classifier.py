@@ -36,7 +36,7 @@ class CompressedClassifier(Classifier):
 
     Args:
         net: The trained network; its weights are changed.
-        num_classes: Number of classes; labels are 0 to num_classes - 1.
+        num_classes: See `Classifier`.
         optimizer: See `Classifier`.
         scheduler: See `Classifier`.
         s: Threshold of `netprism.interventions.prune`, in standard deviations of the weights of a layer.
@@ -55,7 +55,7 @@ class CompressedClassifier(Classifier):
     def __init__(
         self,
         net: nn.Module,
-        num_classes: int = 10,
+        num_classes: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
         s: float = 1.0,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from netprism.components.network_split import SplitNetwork
 from netprism.gates.record import record_gates
 from netprism.module_names import module_names
+from netprism.nets import tap_points
 from netprism.outline import RanLayer, outermost_blocks, ran_layers
 
 TRIED_SIZES = ((3, 224, 224), (3, 32, 32), (1, 28, 28), (1, 32, 32), (1, 8, 8), (64,), (784,))
@@ -152,8 +153,7 @@ def _splits(model: nn.Module, name: str, inputs: Any, network: nn.Module | None)
 
 
 def _defaults(network: nn.Module, ran: dict[nn.Module, RanLayer], rows: int, dims: int | None = None) -> list[str]:
-    points = getattr(network, "tap_points", None)
-    return list(points) if points else outermost_blocks(network, ran, rows, dims=dims)
+    return list(tap_points(network)) or outermost_blocks(network, ran, rows, dims=dims)
 
 
 def _holds(name: str, gate: str) -> bool:

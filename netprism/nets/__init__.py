@@ -2,8 +2,11 @@
 
 Each that classifies has two tuples of names, both shallow to deep: `tap_points`, the modules worth looking at with
 :func:`netprism.taps.tap`, and `gating_layers`, what :func:`netprism.gates.record_gates` calls its ReLUs.
+`tap_points(network)` knows those of torchvision's and timm's networks, too.
 """
 
+from netprism.nets.fitting import fit_to, fitted
+from netprism.nets.known import tap_points
 from netprism.nets.lenet import LeNet5
 from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
 from netprism.nets.resnet import PreActResNet, ResNet
@@ -20,4 +23,7 @@ __all__ = [
     "PreActResNet",
     "ResNet",
     "ResidualMLP",
+    "fit_to",
+    "fitted",
+    "tap_points",
 ]

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from netprism.nets.fitting import fit_to_state
 from netprism.runs.checkpoints import read_checkpoint
 from netprism.runs.folder import display_path, finished_runs, runs_root
 from netprism.runs.named_networks import named_network
@@ -115,9 +116,10 @@ def load_weights(net: nn.Module, path: Path) -> None:
         ValueError: no tensors that can be read without running code, or not those of `net`.
     """
     state = _tensors(path)
-    own = net.state_dict()
-    prefix = _prefix(state, own)
+    prefix = _prefix(state, net.state_dict())
     given = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    fit_to_state(net, given)  # to another number of classes, or of channels
+    own = net.state_dict()
     for key in dict.fromkeys((*own, *given)):
         if key not in given or key not in own or given[key].shape != own[key].shape:
             there, here = (str(tuple(d[key].shape)) if key in d else "absent" for d in (given, own))
