@@ -38,7 +38,7 @@ def fitted(net: nn.Module, small_images: bool = False, repeat_grey: bool = False
         _fit_stem(net)
     if repeat_grey:
         net.register_forward_pre_hook(_in_all_channels)
-        net.repeats_grey = True
+        vars(net)["repeats_grey"] = True  # for `fit_to`
     return net
 
 
