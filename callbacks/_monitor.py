@@ -26,7 +26,6 @@ from netprism.outline import evenly
 
 OnError = Literal["raise", "warn"]  # what an error in a measurement does: end the training, or cost its numbers alone
 log = logging.getLogger(__name__)
-DRY_RUN_SAMPLES = 32
 MOST_LAYERS_LOGGED = 24  # ten keys each; ResNet-50 would log 500 and DenseNet-121 1 220
 
 
@@ -60,6 +59,8 @@ class Monitor(pl.Callback):
         call: Function from the LightningModule and a batch, on its device, to an output, in place of `unpack`.
         network: Name of the part to look at, such as "discriminator"; it is called itself. None for the module.
     """
+
+    dry_run_samples = 32  # of each split, at most, in a `fast_dev_run`
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class Monitor(pl.Callback):
             ValueError: There are no training images, see `monitor_data`.
         """
         if self._data.get(split) is None:  # validation may begin late
-            wanted = min(self.num_images, DRY_RUN_SAMPLES) if view.is_dry_run else self.num_images
+            wanted = min(self.num_images, self.dry_run_samples) if view.is_dry_run else self.num_images
             choice = wanted, self.batch_size, self.seed, self._given[split], self.test_loader, self.name
             data = monitor_data(view.trainer, split, *choice)
             if data is not None and len(data) < wanted:

@@ -88,7 +88,7 @@ before the layer reacts | nat | to log max_sigma + C | |
             raise ValueError(f"method is {method!r}; expected {' or '.join(get_args(Method))}")
         super().__init__(name, num_images=max(num_images, num_scale_images), batch_size=batch_size, **options)
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
-        self.input_layer = input_layer
+        self.input_layer, self.dry_run_samples = input_layer, 2  # each costs as much as 100 forward passes per layer
         self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
         self.images: dict[str, Tensor] = {}  # of the last measurement, see `per_image`

@@ -1,4 +1,4 @@
-"""What is in memory after ten epochs with all monitors is what is there after fifty."""
+"""What is in memory after eight epochs with all monitors is what is there after two dozen."""
 
 import gc
 
@@ -17,7 +17,7 @@ from netprism.callbacks import (
 from netprism.knowledge.sample_projection import lbfgs
 from netprism.loggers import ResumableCSVLogger
 
-EPOCHS, FROM = 50, 10
+EPOCHS, FROM = 24, 8
 pytestmark = pytest.mark.filterwarnings("ignore:knowledge. layer 'fc1' has one region")
 
 

@@ -258,7 +258,13 @@ def said_in_run():
 
 
 def test_two_processes_write_one_run_with_the_numbers_of_one_process(tmp_path):
-    options = ["--config=quickstart", "--trainer.max_epochs=1", *SMALL, "--trainer.callbacks.num_images=101"]
+    options = [
+        "--config=quickstart",
+        "--trainer.max_epochs=1",
+        *SMALL,
+        "--trainer.callbacks.num_images=101",
+        "--data.image_size=8",
+    ]
     ddp = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp"]
     command = [sys.executable, "-m", "netprism", "fit", *options, *ddp]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

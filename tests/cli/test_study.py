@@ -1,10 +1,9 @@
 """Studies from the command line: what is trained, shared, tried again, and what remains when everything is killed."""
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,22 +17,28 @@ from netprism.studies.points import read_point
 from netprism.studies.study import Study
 
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
-HERE = Path(__file__).parents[1]
 VALUES = [1.0, 0.1, 1 / 3, 7.0, 2.5, 1e-3]
 FAKE = Study("fake", "Fake", experiment="fake", grid={"value": VALUES}, read={"total": "val/sum"})
 
-PROGRAM = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-from pathlib import Path
-from studies_files import fake_fit, fake_points
-from netprism.cli.study import Pool, collect
-from netprism.studies.study import Study
-study = Study("fake", "Fake", experiment="fake", grid={{"value": {VALUES!r}}}, read={{"total": "val/sum"}})
-points = fake_points(Path("."), {VALUES!r})
-Pool(study, points, fake_fit, jobs=2).run()
-collect(study, points)
-"""
+
+def study_in(folder):
+    """The whole study, two runs at a time, in a forked process of its own."""
+
+    def work():
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        points = fake_points(Path("."), VALUES)
+        Pool(FAKE, points, fake_fit, jobs=2).run()
+        collect(FAKE, points)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def finish(process):
+    process.join(60)
+    assert process.exitcode == 0, process.kill()
 
 
 @pytest.fixture
@@ -51,20 +56,20 @@ def epochs_trained(desk):
 
 def test_killed_at_random_moments_the_table_is_the_same_to_the_bit(desk):
     (desk / "undisturbed").mkdir()
-    subprocess.run([sys.executable, "-c", PROGRAM], cwd=desk / "undisturbed", check=True, timeout=60)
+    finish(study_in(desk / "undisturbed"))
     chance, kills = random.Random(0), 0
     while kills < 4:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=desk, stdout=subprocess.DEVNULL)
-        while not list(desk.glob("runs/fake/*/epochs.txt")) and process.poll() is None:
+        process = study_in(desk)
+        while not list(desk.glob("runs/fake/*/epochs.txt")) and process.is_alive():
             time.sleep(0.01)
         time.sleep(chance.uniform(0.05, 0.3))
         process.kill()
-        process.wait()
+        process.join()
         kills += 1
         trained = epochs_trained(desk)
         time.sleep(0.2)
         assert epochs_trained(desk) <= trained + 2, "a run outlives its study"
-    subprocess.run([sys.executable, "-c", PROGRAM], cwd=desk, check=True, timeout=60)
+    finish(study_in(desk))
     for name in ("table.csv", "runs.csv", "study.md"):
         one, other = (folder / "studies" / "fake" / name for folder in (desk, desk / "undisturbed"))
         assert one.read_bytes() == other.read_bytes()
@@ -124,10 +129,9 @@ def test_a_killed_run_is_named_by_its_signal(desk):
 
 
 def test_two_studies_at_once_train_a_run_once(desk):
-    command = [sys.executable, "-c", PROGRAM]
-    both = [subprocess.Popen(command, cwd=desk, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    both = [study_in(desk) for _ in range(2)]
+    for process in both:
+        finish(process)
     assert epochs_trained(desk) == len(VALUES) * EPOCHS
 
 
