@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +70,9 @@ class ImageFilesDataModule(ImageDataModule):
         FileNotFoundError: From the first use: something is missing; says what to put where.
         UnreadableImageError: From reading: a file is broken.
     """
+
+    home = ""  # where the files come from, for errors
+    folder = ""  # of the files, below `root`
 
     def __init__(
         self,
@@ -138,6 +142,40 @@ class ImageFilesDataModule(ImageDataModule):
     def num_classes(self) -> int:  # type: ignore[override]  # known when the files are looked at
         """Number of classes in use."""
         return len(self._positions())
+
+    @property
+    def data_folder(self) -> Path:
+        """Folder of the files."""
+        return Path(self.root).expanduser() / self.folder
+
+    def existing(self, name: str) -> Path:
+        """Returns the file or folder of this name below `data_folder`.
+
+        Raises:
+            FileNotFoundError: It is missing; says where the files come from and where they belong.
+        """
+        path = self.data_folder / name
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{type(self).__name__}: {path} is missing; expected the files of {self.home} in {self.data_folder}"
+            )
+        return path
+
+    @contextmanager
+    def downloading(self) -> Iterator[None]:
+        """Makes one line of a download that fails.
+
+        Raises:
+            FileNotFoundError: Says what went wrong, and where the files belong.
+        """
+        try:
+            yield
+        except Exception as error:
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            raise FileNotFoundError(
+                f"{type(self).__name__}: no download succeeded ({cause}); copy the files of {self.home} to "
+                f"{self.data_folder}"
+            ) from error
 
     def prepare_data(self) -> None:
         """Decodes all files, if `check_files` is set.

@@ -1,0 +1,294 @@
+"""Published data sets, written at small size in the format of their archives."""
+
+import hashlib
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+from netprism.datamodules import CIFAR100, COCO2014, CUB200, VOC2012, CelebA, StanfordDogs, TinyImageNet
+from netprism.datamodules.image_files import UnreadableImageError
+
+WIDTH, HEIGHT = 60, 40
+BOX = (20, 10, 50, 30)  # left, top, right, bottom of every object, counted from 0, the last two just outside
+
+
+def picture(path, box=BOX, size=(WIDTH, HEIGHT), mode="RGB"):
+    """White where the object is, black elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((size[1], size[0]), np.uint8)
+    pixels[box[1] : box[3], box[0] : box[2]] = 255
+    Image.fromarray(pixels).convert(mode).save(path, quality=95)
+
+
+def lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{row}\n" for row in rows))
+
+
+def xml(path, *objects):
+    """An annotation in the format of Pascal VOC: pixels count from 1 to the last one of the object."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(
+        f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox><xmin>{left + 1}</xmin>"
+        f"<ymin>{top + 1}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object>"
+        for name, (left, top, right, bottom), difficult in objects
+    )
+    path.write_text(f"<annotation><size><width>{WIDTH}</width><height>{HEIGHT}</height></size>{text}</annotation>")
+
+
+def write_tiny(root):
+    folder, numbers = root / "tiny-imagenet-200", ["n02", "n01", "n03"]
+    lines(folder / "wnids.txt", *numbers)
+    lines(folder / "words.txt", "n01\tgoldfish, Carassius auratus", "n02\tcrane", "n03\tcrane", "n99\tentity")
+    box = "\t".join(map(str, (BOX[0], BOX[1], BOX[2] - 1, BOX[3] - 1)))
+    for number in numbers:
+        names = [f"{number}_{i}.JPEG" for i in range(4)]
+        for name in names:
+            picture(folder / "train" / number / "images" / name, mode="L" if name.endswith("_0.JPEG") else "RGB")
+        lines(folder / "train" / number / f"{number}_boxes.txt", *(f"{name}\t{box}" for name in names))
+    for i in range(len(numbers)):
+        picture(folder / "val" / "images" / f"val_{i}.JPEG")
+    lines(folder / "val" / "val_annotations.txt", *(f"val_{i}.JPEG\t{n}\t{box}" for i, n in enumerate(numbers)))
+
+
+def write_dogs(root):
+    folder = root / "stanford_dogs"
+    breeds = ["n02085620-Chihuahua", "n02086079-Pekinese"]
+    for split, count in (("train", 4), ("test", 2)):
+        names = [f"{breed}/{breed.partition('-')[0]}_{split}{i}.jpg" for breed in breeds for i in range(count // 2)]
+        for name in names:
+            picture(folder / "Images" / name)
+            xml(folder / "Annotation" / name.removesuffix(".jpg"), (name.split("-")[1], BOX, False))
+        cells = np.empty((len(names), 1), object)
+        cells[:, 0] = names
+        labels = np.repeat([[1], [2]], count // 2, axis=0)
+        savemat(folder / f"{split}_list.mat", {"file_list": cells, "labels": labels, "annotation_list": cells})
+
+
+def write_cub(root):
+    folder = root / "CUB_200_2011"
+    birds = [
+        "001.Black_footed_Albatross/a",
+        "001.Black_footed_Albatross/b",
+        "002.Laysan_Albatross/a",
+        "002.Laysan_Albatross/b",
+    ]
+    lines(folder / "classes.txt", "1 001.Black_footed_Albatross", "2 002.Laysan_Albatross")
+    lines(folder / "images.txt", *(f"{i} {name}.jpg" for i, name in enumerate(birds, 1)))
+    lines(folder / "image_class_labels.txt", "1 1", "2 1", "3 2", "4 2")
+    lines(folder / "train_test_split.txt", "1 1", "2 0", "3 1", "4 0")
+    size = f"{BOX[2] - BOX[0]}.0 {BOX[3] - BOX[1]}.0"
+    lines(folder / "bounding_boxes.txt", *(f"{i} {BOX[0]}.0 {BOX[1]}.0 {size}" for i in range(1, 5)))
+    lines(folder / "parts" / "part_locs.txt", "1 1 25.0 12.0 1", "1 15 0.0 0.0 0", "3 2 30.0 20.0 1")
+    for name in birds:
+        picture(folder / "images" / f"{name}.jpg")
+        picture(root / "segmentations" / f"{name}.png", (BOX[0] + 5, *BOX[1:]), mode="L")
+
+
+def write_voc(root):
+    folder = root / "VOCdevkit" / "VOC2012"
+    second = (0, 0, 8, 8)  # too small
+    for split, names in (("train", ["2007_01", "2007_02"]), ("val", ["2008_01"])):
+        lines(folder / "ImageSets" / "Main" / f"{split}.txt", *names)
+        for name in names:
+            picture(folder / "JPEGImages" / f"{name}.jpg")
+            objects = ("chair", second, False), ("dog", BOX, False), ("person", (0, 0, 20, 40), True)
+            xml(folder / "Annotations" / f"{name}.xml", *objects)
+    values = np.zeros((HEIGHT, WIDTH), np.uint8)
+    values[0:8, 0:8], values[10:30, 25:50], values[30:32, 20:50] = 1, 2, 255
+    (folder / "SegmentationObject").mkdir()
+    mask = Image.new("P", (WIDTH, HEIGHT))
+    mask.putdata(values.flatten().tolist())
+    mask.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    mask.save(folder / "SegmentationObject" / "2007_01.png")
+
+
+def write_coco(root):
+    folder = root / "coco"
+    left, top, right, bottom = BOX
+    box = [left, top, right - left, bottom - top]
+    outline = [[left + 5, top, right, top, right, bottom, left + 5, bottom]]
+    counts = [WIDTH * HEIGHT - 1, 1]
+    for split, number in (("train", 7), ("val", 8)):
+        picture(folder / f"{split}2014" / f"COCO_{split}2014_{number:012}.jpg")
+        annotations = [
+            {"image_id": number, "category_id": 90, "bbox": box, "segmentation": outline, "iscrowd": 0},
+            {"image_id": number, "category_id": 1, "bbox": box, "segmentation": outline, "iscrowd": 0},
+            {"image_id": number, "category_id": 1, "bbox": [0, 0, 3, 3], "segmentation": outline, "iscrowd": 0},
+            {
+                "image_id": number,
+                "category_id": 1,
+                "bbox": box,
+                "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts},
+                "iscrowd": 1,
+            },
+        ]
+        content = {
+            "images": [{"id": number, "file_name": f"COCO_{split}2014_{number:012}.jpg"}],
+            "annotations": annotations,
+            "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
+        }
+        lines(folder / "annotations" / f"instances_{split}2014.json", json.dumps(content))
+
+
+def write_celeba(root):
+    folder = root / "celeba"
+    names = [f"{i:06}.jpg" for i in range(1, 9)]
+    smiles = [1, -1, 1, -1, 1, -1, 1, -1]
+    rows = [f"{name} {-smile:2d} {smile:2d}" for name, smile in zip(names, smiles, strict=True)]
+    lines(folder / "list_attr_celeba.txt", len(names), "Male Smiling", *rows)
+    lines(folder / "list_eval_partition.txt", *(f"{name} {part}" for name, part in zip(names, "00001122", strict=True)))
+    for name in names:
+        picture(folder / "img_align_celeba" / name, size=(178, 218))
+
+
+WRITTEN = {
+    TinyImageNet: (write_tiny, ("goldfish", "crane n02", "crane n03"), (12, 3)),
+    StanfordDogs: (write_dogs, ("Chihuahua", "Pekinese"), (4, 2)),
+    CUB200: (write_cub, ("Black_footed_Albatross", "Laysan_Albatross"), (2, 2)),
+    VOC2012: (write_voc, ("dog", "person"), (4, 2)),
+    COCO2014: (write_coco, ("person", "toothbrush"), (2, 2)),
+    CelebA: (write_celeba, ("not Smiling", "Smiling"), (4, 2)),
+}
+
+
+def made(kind, root, **options):
+    options = {"image_size": 32, "num_workers": 0, "download": False} | options
+    return kind(root=str(root), **({"min_side": 16} if kind in (VOC2012, COCO2014) else {}), **options)
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=lambda kind: kind.__name__)
+def test_files_as_published_are_read(kind, tmp_path):
+    write, classes, counts = WRITTEN[kind]
+    write(tmp_path)
+    dogs = {"classes": list(classes), "difficult": True} if kind is VOC2012 else {}
+    data = made(kind, tmp_path, **dogs)
+    data.prepare_data()
+    data.setup("fit")
+    found = [data.monitor_dataset(split) for split in ("train", "test")]
+    assert tuple(map(len, found)) == counts
+    assert data.classes == classes
+    assert set(found[0].targets.tolist()) == set(range(data.num_classes))
+    image, label, *_ = found[0][0]
+    assert (image.shape, type(label)) == ((3, 32, 32), int)
+    assert len(data.all_classes()) == (20 if kind is VOC2012 else len(classes))
+
+
+@pytest.mark.parametrize(
+    "kind", [TinyImageNet, StanfordDogs, CUB200, VOC2012, COCO2014], ids=lambda kind: kind.__name__
+)
+def test_boxes_and_segments_are_where_the_object_is(kind, tmp_path):
+    WRITTEN[kind][0](tmp_path)
+    dogs = {"classes": ["dog", "person"], "difficult": True} if kind is VOC2012 else {}
+
+    def white(**options):
+        source = made(kind, tmp_path, **dogs, **options).read("train")
+        return source, (source[0][0][0] > 127)
+
+    _, tight = white(crop="box")
+    assert tight[1:-1, 1:-1].all()
+    source, shown = white(crop="box", margin=1.5, image_size=90)
+    mask = source.mask(0)
+    # the segments of the files here begin five pixels to the right of the box
+    has_segments = kind in (CUB200, VOC2012, COCO2014)
+    left = round((5 / 30 if has_segments else 0) * 60) + 15
+    assert mask.any(0).nonzero().min() == pytest.approx(left, abs=2)
+    assert shown.any(0).nonzero().min() == pytest.approx(15, abs=2)
+    assert (mask & ~shown).float().mean() < 0.03
+    source, shown = white(crop="image")
+    assert (source.mask(0) & ~shown).float().mean() < 0.04
+    assert not source.mask(0).all()
+
+
+def test_parts_of_birds(tmp_path):
+    write_cub(tmp_path)
+    parts = made(CUB200, tmp_path).parts("train")
+    assert parts.shape == (2, 15, 3)
+    assert (parts[0, 0].tolist(), parts[1, 1].tolist(), parts[..., 2].sum()) == ([25, 12, 1], [30, 20, 1], 2)
+
+
+def test_run_lengths_and_missing_tools_of_coco(tmp_path, monkeypatch):
+    from netprism.datamodules.annotations import CocoSegment
+
+    coded = {"size": [4, 6], "counts": [0, 4, 20]}  # the first column
+    found = np.array(CocoSegment(coded, tmp_path).read((6, 4)))
+    assert (found > 0).nonzero()[1].tolist() == [0] * 4
+    with pytest.raises(UnreadableImageError, match=r"segment is of \[4, 6\]; expected \[4, 7\]"):
+        CocoSegment(coded, tmp_path).read((7, 4))
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    with pytest.raises(ModuleNotFoundError, match="COCO2014 needs pycocotools for masks: pip install pycocotools"):
+        CocoSegment(coded, tmp_path).read((6, 4))
+
+
+@pytest.mark.parametrize("kind", WRITTEN, ids=lambda kind: kind.__name__)
+def test_what_is_missing_is_named_with_where_it_belongs(kind, tmp_path, no_network, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=f"^{kind.__name__}: .* is missing; expected the files of http.* in "):
+        made(kind, tmp_path).setup("fit")
+    if kind in (VOC2012, CelebA):
+        with pytest.raises(FileNotFoundError, match=f"^{kind.__name__}: no download succeeded .*; copy the files of"):
+            made(kind, tmp_path, download=True).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        (TinyImageNet, "tiny-imagenet-200/train/n01/n01_boxes.txt"),
+        (StanfordDogs, "stanford_dogs/test_list.mat"),
+        (StanfordDogs, "stanford_dogs/Annotation/n02085620-Chihuahua/n02085620_train0"),
+        (CUB200, "CUB_200_2011/bounding_boxes.txt"),
+        (CUB200, "CUB_200_2011/images.txt"),
+        (VOC2012, "VOCdevkit/VOC2012/Annotations/2007_01.xml"),
+        (COCO2014, "coco/annotations/instances_val2014.json"),
+        (CelebA, "celeba/list_attr_celeba.txt"),
+    ],
+)
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_a_half_copied_data_set_is_one_line(kind, file, how, tmp_path):
+    WRITTEN[kind][0](tmp_path)
+    path = tmp_path / file
+    if how == "gone":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: max(len(content) * 2 // 3, 1)].rstrip(b"0123456789. \t"))
+    with pytest.raises((OSError, ValueError)) as caught:
+        data = made(kind, tmp_path)
+        data.setup("fit")
+        list(data.monitor_dataset("train"))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cifar100_reads_the_fine_labels(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+
+    def put(name, content):
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    images = np.arange(6 * 3072).reshape(6, 3072).astype(np.uint8)
+    labels = {"fine_labels": [5, 99, 0, 1, 2, 3], "coarse_labels": [1] * 6, "data": images}
+    monkeypatch.setattr(datasets.CIFAR100, "train_list", [put("train", labels)])
+    monkeypatch.setattr(datasets.CIFAR100, "test_list", [put("test", labels)])
+    name, checksum = put("meta", {"fine_label_names": [str(i) for i in range(100)]})
+    monkeypatch.setattr(datasets.CIFAR100, "meta", {"filename": name, "key": "fine_label_names", "md5": checksum})
+    source = CIFAR100(root=str(tmp_path), download=False).read("train")
+    assert source.targets.tolist() == [5, 99, 0, 1, 2, 3]
+    assert torch.equal(source[2][0], torch.from_numpy(images[2].reshape(3, 32, 32)))
+
+
+def test_masks_are_optional_where_an_archive_of_their_own_is_missing(tmp_path):
+    write_cub(tmp_path)
+    shutil.rmtree(tmp_path / "segmentations")
+    assert made(CUB200, tmp_path).read("train").table.segments is None
+    assert made(CUB200, tmp_path, margin=1.5).monitor_dataset("train")[0][2].float().mean() == pytest.approx(
+        1 / 2.25, abs=0.05
+    )
