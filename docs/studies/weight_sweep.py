@@ -3,6 +3,7 @@
     python docs/studies/weight_sweep.py mlp [seeds]
     python docs/studies/weight_sweep.py resnet8 [seeds]
     python docs/studies/weight_sweep.py photos [seeds]
+    python docs/studies/weight_sweep.py pinned [seeds]
 
 Writes docs/figures/weight_sweep_<network>.png and prints the table of docs/complexity_loss.md. All trainings of a
 network have the same epochs, optimiser, batches and, per seed, the same start and split. Means over seeds; in brackets
@@ -12,6 +13,8 @@ the mean difference to the training without the loss of the same seed, and its s
 - `resnet8`: ResNet-8 on digits of 16 x 16 pixels, Adam 1e-2 with a cosine, 12 epochs in batches of 64, the last four.
 - `photos`: ResNet-8 on patches of ten photographs, 32 x 32 pixels, Adam 1e-2 with a cosine, 10 epochs in batches of 64,
   the last four.
+- `pinned`: 64-24-24-10 on digits of 8 x 8 pixels, a BatchNorm without scale and shift before each ReLU, so that all
+  activation rates stay near one half; Adam 1e-3, 60 epochs in batches of 128, both gating layers.
 
 H is the sum of these layers' entropies over 1437 training images, at most log2 1437 = 10.5 bits each.
 """
@@ -19,9 +22,11 @@ H is the sum of these layers' entropies over 1437 training images, at most log2 
 import sys
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from netprism.datamodules import Digits, Photos
@@ -35,10 +40,23 @@ from netprism.nets import MLP, ResNet
 NETWORKS = {  # network, data, layers, rate, epochs, batch
     "mlp": (lambda: MLP((64, 128, 128, 128, 10)), partial(Digits, image_size=8), -3, 1e-3, 30, 128),
     "resnet8": (lambda: ResNet(8, in_channels=1), partial(Digits, image_size=16), -4, 1e-2, 12, 64),
+    "pinned": (lambda: pinned(64, 24, 24, 10), partial(Digits, image_size=8), -2, 1e-3, 60, 128),
     "photos": (lambda: ResNet(8, in_channels=1), Photos, -4, 1e-2, 10, 64),
 }
 IMAGES = 1437  # training images that the entropy is taken over
-WEIGHTS = {"prior": (1e-4, 1e-3, 1e-2), "energy": (1e-4, 1e-3, 1e-2), "kernel": (3e-3, 1e-2, 3e-2)}
+SWEEPS = {
+    "mlp": {"prior": (1e-4, 1e-3, 1e-2), "energy": (1e-4, 1e-3, 1e-2), "kernel": (3e-3, 1e-2, 3e-2)},
+    "pinned": {"prior": (1e-3, 1e-2, 1e-1), "energy": (1e-3, 1e-2, 1e-1), "kernel": (1e-2, 3e-2, 1e-1)},
+    "photos": {"prior": (3e-4, 1e-3), "energy": (1e-3,), "kernel": (1e-2, 3e-2)},
+}
+SWEEPS["resnet8"] = SWEEPS["mlp"]
+
+
+def pinned(*sizes):
+    layers = [nn.Flatten()]
+    for inputs, outputs in pairwise(sizes[:-1]):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs, affine=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
 
 
 def tensors(make_data, split, seed):
@@ -108,7 +126,7 @@ def cell(found, plain, key, digits):
 def main(network="mlp", seeds=3):
     rows, plain = [], []
     print("| estimator | weight | H, bits | test accuracy | test loss | test - train loss |\n|---|---|---|---|---|---|")
-    settings = [("none", 0.0), *((name, weight) for name, weights in WEIGHTS.items() for weight in weights)]
+    settings = [("none", 0.0), *((name, weight) for name, weights in SWEEPS[network].items() for weight in weights)]
     for estimator, weight in settings:
         found = [
             {"weight": weight, "estimator": estimator, "seed": seed}

@@ -127,4 +127,4 @@ def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Gener
 
 def _value_and_flip_rate(log_prob: LogProb, states: Tensor, flip: float | Tensor) -> tuple[Tensor, Tensor]:
     value, slope = value_and_slope(log_prob, states)
-    return value, slope.mul_(1 - 2 * states.float()).sigmoid_().mul_(flip)
+    return value, slope.mul_(states.float().mul_(-2).add_(1)).sigmoid_().mul_(flip)

@@ -75,7 +75,7 @@ def toy():
 def cross_entropy_of_fit(fits, model=GateEnergy, **options):
     states, law = toy()
     energy = model((8,), widths=NARROW, **options)
-    optimizer = torch.optim.Adam(energy.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=3e-3)
     draws = law.multinomial(fits * 128, replacement=True, generator=generator()).view(fits, 128)
     for batch in draws:
         optimizer.zero_grad()
@@ -90,7 +90,7 @@ def true_entropy():
 
 def test_learns_a_known_law():
     assert true_entropy() == pytest.approx(4.572, abs=1e-3)
-    assert 4.572 < cross_entropy_of_fit(2500) < 4.572 + 0.05  # measured: 4.588
+    assert 4.572 < cross_entropy_of_fit(800) < 4.572 + 0.05  # measured: 4.586
 
 
 def test_the_prior_alone_does_not():
