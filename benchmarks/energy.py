@@ -3,8 +3,8 @@
     python benchmarks/energy.py
 
 All move the same states under the same density, a fitted energy model with its default layers; best of thirty,
-alternating; CPU time (on a GPU: wall time). torchebm moves continuous states; ours are its Langevin steps, and the Metropolis-adjusted binary sampler
-that netprism fits with.
+alternating; CPU time (on a GPU: wall time). torchebm moves continuous states; ours are its Langevin steps, and the
+Metropolis-adjusted binary sampler that netprism fits with.
 """
 
 import functools

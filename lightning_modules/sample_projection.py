@@ -51,6 +51,7 @@ class SampleProjection(TeacherModule):
         dimensions: Dimension d' of the projection.
         temperature: Temperature T of the softened outputs.
         kappa_max: Concentration of features without noise.
+        center: Subtract the mean of the features, that of the first batch.
         steps: Steps of the optimiser per batch.
         optimizer: Function from parameters to an optimiser, called for each layer; None for L-BFGS. In a config: a
             class path with its `init_args`.
@@ -70,6 +71,7 @@ class SampleProjection(TeacherModule):
         dimensions: int = 3,
         temperature: float = 4.0,
         kappa_max: float = 10.0,
+        center: bool = True,
         steps: int = 1,
         optimizer: OptimizerCallable | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class SampleProjection(TeacherModule):
         self.layers = tuple(dict.fromkeys([BEFORE_LAST] if layers is None else layers))
         if not self.layers or steps < 1:
             raise ValueError(f"layers is {list(self.layers)} and steps is {steps}; expected at least one of each")
-        self.dimensions, self.temperature, self.kappa_max = dimensions, temperature, kappa_max
+        self.dimensions, self.temperature, self.kappa_max, self.center = dimensions, temperature, kappa_max, center
         self.steps, self.optimizer = steps, optimizer
         self.last_layer = last_linear(self.teacher) if BEFORE_LAST in self.layers else None
         self.projections = nn.ModuleList()
@@ -94,7 +96,9 @@ class SampleProjection(TeacherModule):
         features, logits = self._pass(self.example(input_shape))
         for layer in self.layers:
             size = features[layer][0].numel()
-            self.projections.append(SampleProjector(size, logits.shape[1], self.dimensions, self.kappa_max))
+            self.projections.append(
+                SampleProjector(size, logits.shape[1], self.dimensions, self.kappa_max, self.center)
+            )
 
     def projection(self, layer: str = BEFORE_LAST) -> SampleProjector:
         """Returns the projection of a layer.

@@ -51,6 +51,14 @@ def test_a_planted_projection_is_found():
     )
 
 
+def test_a_common_mean_changes_nothing_but_without_the_center():
+    features, logits, _ = planted()
+    moved = features + torch.linspace(1, 3, 12).double()
+    for center in (True, False):
+        here, there = (fit_projection(f, logits, steps=5, center=center)(f) for f in (features, moved))
+        assert torch.allclose(here, there, atol=1e-6) == center
+
+
 def test_the_fit_is_the_same_each_time_and_leaves_random_numbers_alone():
     features, logits, _ = planted()
     before = torch.get_rng_state()
@@ -71,7 +79,8 @@ def test_directions_and_priors_are_the_sums_of_the_specification():
     targets = soft_targets(logits)
     projection = SampleProjector(12, 6)
     projection_step(projection, features, targets, torch.optim.SGD([projection.matrix], 0.5))
-    g = (features / features.norm(dim=1).mean()) @ projection.matrix.detach().T
+    moved = features - features.mean(0)
+    g = (moved / moved.norm(dim=1).mean()) @ projection.matrix.detach().T
     for y in range(6):
         total = sum(targets[x, y] * kappa_of_strength(g[x].norm(), 3, 10.0) * g[x] / g[x].norm() for x in range(len(g)))
         assert torch.allclose(projection.directions[y], total / total.norm(), atol=1e-10)
