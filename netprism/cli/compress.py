@@ -5,20 +5,17 @@ from __future__ import annotations
 import argparse
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-
-from netprism.analysis.networks import data_of_run
 from netprism.cli.network_options import add_network_options
-from netprism.components.network_split import logits_of
-from netprism.datamodules.base import ImageDataModule
 from netprism.files import whole_file, write_table
-from netprism.interventions.compress import LayerSize, layer_sizes, make_permanent, prune, share_weights, total_bytes
 from netprism.runs.folder import display_path
-from netprism.runs.teachers import checkpoint_of, trained
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from netprism.datamodules.base import ImageDataModule
+    from netprism.interventions.compress import LayerSize
 
 EPILOG = """\
 writes
@@ -46,6 +43,11 @@ def compress(args: list[str]) -> Path:
     options = _parser().parse_args(args)
     if options.prune is None and options.bits is None:
         raise ValueError("--prune and --bits are missing; expected one of them or both")
+    import torch
+
+    from netprism.interventions.compress import layer_sizes, make_permanent, prune, share_weights, total_bytes
+    from netprism.runs.teachers import trained
+
     net = trained(options.experiment, options.checkpoint, options.net, options.weights)
     out = _out(options)
     data = _data(options)
@@ -89,6 +91,8 @@ def _out(options: argparse.Namespace) -> Path:
         return Path(options.out)
     if options.checkpoint is None and options.experiment is None:
         raise ValueError("--out is missing; expected a file, since there is no run to put it beside")
+    from netprism.runs.teachers import checkpoint_of
+
     return Path(options.checkpoint or checkpoint_of(options.experiment)).with_name("compressed.ckpt")
 
 
@@ -96,6 +100,9 @@ def _data(options: argparse.Namespace) -> ImageDataModule | None:
     """The data module of the run, None where it is not known."""
     if options.checkpoint is None and options.experiment is None:
         return None
+    from netprism.analysis.networks import data_of_run
+    from netprism.runs.teachers import checkpoint_of
+
     try:
         data = data_of_run(options.checkpoint or str(checkpoint_of(options.experiment)), options.experiment)
     except ValueError:
@@ -105,15 +112,22 @@ def _data(options: argparse.Namespace) -> ImageDataModule | None:
     return data
 
 
-@torch.no_grad()
 def _accuracy(net: nn.Module, data: ImageDataModule | None, when: str) -> float | None:
     """Fraction of correct test images; None where no images are known."""
     if data is None:
         return None
+    import torch
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from netprism.components.network_split import logits_of
+
     right = total = 0
-    for x, labels in tqdm(DataLoader(data.monitor_dataset("test"), data.batch_size), f"accuracy {when}", leave=False):
-        right += int((logits_of(net(x)).argmax(1) == labels).sum())
-        total += len(labels)
+    loader = DataLoader(data.monitor_dataset("test"), data.batch_size)
+    with torch.no_grad():
+        for x, labels in tqdm(loader, f"accuracy {when}", leave=False):
+            right += int((logits_of(net(x)).argmax(1) == labels).sum())
+            total += len(labels)
     return right / total
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from netprism.cli.early import check_options, help_of
 from netprism.cli.errors import UsageError, users_error
 from netprism.runs.folder import RUN, choose_folder, is_restart, runs_root, scheduler_id
 
@@ -40,7 +41,7 @@ netprism: shows what a network has learned while it learns it.
   netprism compare RUN RUN ...                                    several runs over one another
   netprism experiments [NAME]                                     the list below; with a name: whether there is one
   netprism --version
-  netprism fit --help                                             every option
+  netprism fit [--config EXPERIMENT] --help                       the options, of an experiment's own classes
   netprism fit --config EXPERIMENT --print_config                 every value
 
 EXPERIMENT is a YAML file or one of
@@ -101,7 +102,10 @@ def _dispatch(args: list[str]) -> None:
             find_config(name)
         print("" if args[1:] else listing(), end="" if args[1:] else "\n")
     elif command in COMMANDS:
-        run(command, args[1:])
+        if {"--help", "-h"} & set(args) and "all" not in args:
+            print(help_of(command, configs_in(args[1:]), args[1:]))
+        else:
+            run(command, [arg for arg in args[1:] if arg != "all" or "--help" not in args])
     elif command == "layers":
         from netprism.cli.layers import layers
 
@@ -161,6 +165,7 @@ def run(command: str, args: list[str]) -> NetprismCLI:
     early.add_argument("--ckpt_path")
     known, rest = early.parse_known_args(args)
     configs = [find_config(name) for name in known.config]
+    check_options(command, rest, configs)
     folder, ckpt = choose_folder(experiment_of(configs[0]) if configs else "unnamed", known.ckpt_path)
     if command == "fit" and ckpt and scheduler_id() and (folder / "config.yaml").is_file():
         configs = [folder / "config.yaml"]  # a requeued job keeps the teachers that it began with
@@ -175,6 +180,13 @@ def run(command: str, args: list[str]) -> NetprismCLI:
             goes_on=known.ckpt_path is not None
             or is_restart(),  # a run that was stopped before its first checkpoint starts from the beginning
         )
+
+
+def configs_in(args: list[str]) -> list[Path]:
+    """Returns the files of `--config` among arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    return [find_config(name) for name in parser.parse_known_args(args)[0].config]
 
 
 def to_slurm(args: list[str]) -> None:

@@ -72,7 +72,8 @@ def test_help_answers_at_once_and_lists_the_experiments(args):
 
 def test_long_waits_are_announced_before_they_begin():
     """The line is there before the imports: with torch not to be found, they fail after it."""
-    code = "import sys; sys.modules['torch'] = None; from netprism.cli.main import main; main(['fit', '--help'])"
+    start = "main(['fit', '--config', 'quickstart'])"
+    code = f"import sys; sys.modules['torch'] = None; from netprism.cli.main import main; {start}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stderr.startswith("netprism fit: loading torch and Lightning")
     assert "ModuleNotFoundError" in result.stderr
