@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from netprism.checks import check_tensor
 from netprism.components.covariance import Covariance
 from netprism.components.shapley import shapley_values
 
@@ -22,8 +23,15 @@ from netprism.components.shapley import shapley_values
 def components(approximations: Sequence[Tensor]) -> list[Tensor]:
     """Returns c^(l) for Phi^(l) of rising order, each `(N, ...)`: the first one, and the differences of neighbours.
 
+    Raises:
+        ValueError: The shapes differ.
+
     Source: Ren et al. 2020, eq. (2), https://arxiv.org/abs/2006.15920.
     """
+    for phi in approximations:
+        if phi.shape != approximations[0].shape:
+            shapes = f"{tuple(approximations[0].shape)} and {tuple(phi.shape)}"
+            raise ValueError(f"shapes of approximations are {shapes}; expected the same of all")
     return [phi if i == 0 else phi - approximations[i - 1] for i, phi in enumerate(approximations)]
 
 
@@ -38,7 +46,8 @@ def significance(approximations: Sequence[Tensor], feature: Tensor) -> Tensor:
         `(L,)` in float64, each >= 0. They need not sum to 1: components may be correlated.
 
     Raises:
-        ValueError: f is the same for all N samples, or a value is not finite.
+        TypeError: f is not floating.
+        ValueError: f is the same for all N samples, a value is not finite, or there is no approximation of its shape.
 
     Example:
         >>> f = torch.tensor([[-2.0], [2.0]])
@@ -47,6 +56,8 @@ def significance(approximations: Sequence[Tensor], feature: Tensor) -> Tensor:
 
     Source: Ren et al. 2020, section 3.1, https://arxiv.org/abs/2006.15920.
     """
+    check_tensor("feature", feature)
+    _check_shapes(feature, approximations)
     covariance = Covariance.of(torch.stack([feature, *components(approximations)], dim=1))
     return covariance.within.diagonal()[1:] / covariance.variance(slice(0, 1))
 
@@ -138,8 +149,17 @@ def components_of_sums(orders: Sequence[int], covariance: Covariance, task: Tens
 
 def measured_parts(feature: Tensor, approximations: Sequence[Tensor]) -> Tensor:
     """Returns f, c^(l) and f - Phi^(l), all orders of each, side by side: `(N, 2 L + 1, ...)`."""
+    _check_shapes(feature, approximations)
     errors = [feature - phi for phi in approximations]
     return torch.stack([feature, *components(approximations), *errors], dim=1)
+
+
+def _check_shapes(feature: Tensor, approximations: Sequence[Tensor]) -> None:
+    if not approximations or any(phi.shape != feature.shape for phi in approximations):
+        shapes = ", ".join(str(tuple(phi.shape)) for phi in approximations)
+        raise ValueError(
+            f"shapes of approximations are {shapes or 'none'}; expected one or more {tuple(feature.shape)}"
+        )
 
 
 def overfitting(train: Components, test: Components) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import ShuffleSplit, cross_val_score
 
+from netprism.checks import check_number
 from netprism.components.disentangler import FEW_ORDERS
 
 Floats = NDArray[np.float64]
@@ -117,6 +118,7 @@ def cross_validate(
             finite.
     """
     x, y = _checked(ratios, performance)
+    check_number("repeats", repeats, least=1)
     shuffle = ShuffleSplit(repeats, test_size=test_fraction, random_state=seed)
     seen = len(next(shuffle.split(x))[0])
     if seen <= x.shape[1]:

@@ -51,7 +51,7 @@ def shapley_values(value: Value, players: int, samples: int | None = None, *, se
     if players < 1:
         raise ValueError(f"players is {players}; expected 1 or more")
     if samples is not None or players > EXACT_PLAYERS:
-        return sampled_shapley_values(value, players, samples or DEFAULT_SAMPLES, seed=seed).values
+        return sampled_shapley_values(value, players, DEFAULT_SAMPLES if samples is None else samples, seed=seed).values
     members = all_coalitions(players)
     worth = _ask(value, members)
     size = members.sum(dim=1)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from netprism.checks import check_number, check_tensor
 from netprism.discarding.layer_view import LayerView, as_images
 
 Entropy = Callable[[Tensor, Tensor], Tensor]  # (images (n, ...), their features (n, noises, ...)) -> nats (n,)
@@ -38,10 +39,17 @@ def water_filling_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) ->
     Returns:
         Sigma `(N, ...)` in float64; all at the cap where even that does not use the budget.
 
+    Raises:
+        TypeError: Norms are not floating.
+        ValueError: A norm or the budget is negative or not finite, or the cap is not positive.
+
     Example:
         >>> water_filling_sigma(torch.tensor([[1.0, 4.0, 0.0]]), budget=0.5, max_sigma=2.0)
         tensor([[0.5000, 0.2500, 2.0000]], dtype=torch.float64)
     """
+    check_number("budget", budget, least=0)
+    check_number("max_sigma", max_sigma, above=0)
+    check_tensor("norms", norms, least=0)
     costs = norms.double().flatten(1) * max_sigma**2  # what each unit uses at the cap
     ascending = costs.sort(1).values
     n = costs.shape[1]

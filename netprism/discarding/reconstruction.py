@@ -30,6 +30,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from netprism.checks import check_number
 from netprism.discarding.constants import ALPHA, GAUSSIAN, Method
 from netprism.discarding.layer_view import LayerView, as_images, evaluating
 from netprism.discarding.noise import optimize_sigma, water_filling_sigma
@@ -118,6 +119,8 @@ def reconstruction_uncertainty(
     descent starts anywhere; expectation-maximisation is ours.
     """
     _check(method, center, noise_samples, steps)
+    check_number("alpha", alpha, above=0)
+    check_number("max_sigma", max_sigma, above=0)
     view = LayerView(model, layer, chunk_size, relative_to)
     x = as_images(x)
     # Fit and measure with independent noise: with one seed for both, 2.4 times the budget was measured as 1.
@@ -281,7 +284,7 @@ def _noise(x: Tensor, noise_samples: int, generator: torch.Generator) -> Tensor:
 
 
 def _positive(scale: float, layer: str) -> float:
-    if not scale > 0:
+    if not 0 < scale < torch.inf:
         raise ValueError(f"delta_f^2 of layer {layer!r} is {scale}; expected a number > 0: no image reaches the layer")
     return scale
 

@@ -20,6 +20,7 @@ from typing import Any, get_args, overload
 import torch
 from torch import Tensor, nn
 
+from netprism.checks import check_number
 from netprism.discarding.constants import ALPHA, GAUSSIAN, Method
 from netprism.discarding.layer_view import LayerView, as_images
 from netprism.discarding.noise import PRECISION, feature_change, optimize_sigma, water_filling_sigma
@@ -197,6 +198,5 @@ def _scale(layer: str, norms: Tensor, given: float | Mapping[str, float] | None)
 def _check(alpha: float, method: str, max_sigma: float) -> None:
     if method not in get_args(Method):
         raise ValueError(f"method is {method!r}; expected {' or '.join(get_args(Method))}")
-    for name, value in (("alpha", alpha), ("max_sigma", max_sigma)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; expected a number > 0")
+    check_number("alpha", alpha, above=0)
+    check_number("max_sigma", max_sigma, above=0)

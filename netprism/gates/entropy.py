@@ -25,6 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from netprism.checks import check_tensor
 from netprism.gates.hamming import activation_rates, class_counts, hamming
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
@@ -212,7 +213,8 @@ def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = Non
         float64 scalar in [0, log2 n]; 0 where all gates are equal.
 
     Raises:
-        ValueError: Distances are not square or hold NaN, the bandwidth is negative, or labels have another length.
+        ValueError: Distances are not square, negative, not finite or not 0 on the diagonal, the bandwidth is negative,
+            or labels have another length.
 
     Source: A. Kolchinsky, B. D. Tracey, "Estimating Mixture Entropy with Pairwise Distances", Entropy 2017, eq. (10),
     https://arxiv.org/abs/1706.02419.
@@ -220,8 +222,12 @@ def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = Non
     n = len(distances)
     if distances.dim() != 2 or distances.shape[1] != n or n == 0:
         raise ValueError(f"distances have shape {tuple(distances.shape)}; expected (n, n), n >= 1")
-    if distances.is_floating_point() and distances.isnan().any():
-        raise ValueError("distances hold NaN; expected numbers >= 0")
+    if distances.is_floating_point():
+        check_tensor("distances", distances)
+    if (distances < 0).any():
+        raise ValueError(f"a distance is {distances.min().item():g}; expected numbers >= 0")
+    if distances.diagonal().any():
+        raise ValueError(f"a sample has the distance {distances.diagonal().max().item():g} from itself; expected 0")
     if labels is None:
         return _entropy(_kernel_sums(distances, bandwidth).over_all)
     classes = _classes(labels, n).to(distances.device)

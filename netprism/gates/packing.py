@@ -50,7 +50,13 @@ class PackedGates:
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedGates]) -> PackedGates:
-        """Joins parts of the same shape along the samples."""
+        """Joins parts of the same shape along the samples.
+
+        Raises:
+            ValueError: There is no part, or their shapes differ.
+        """
+        if len({part.shape for part in parts}) != 1:
+            raise ValueError(f"shapes of gates are {[part.shape for part in parts]}; expected one and the same")
         return replace(parts[0], bits=torch.cat([part.bits for part in parts]))
 
     def first(self, n: int) -> PackedGates:

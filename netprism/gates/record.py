@@ -139,6 +139,8 @@ def select_layers(available: Sequence[str], layers: Sequence[str] | int | None) 
             raise ValueError("layers is 0; expected n for the first n gating layers, -n for the last n")
         return list(available[layers:] if layers < 0 else available[:layers])
     wanted = [layers] if isinstance(layers, str) else layers
+    if not wanted:
+        raise ValueError(f"layers is {list(wanted)}; expected one or more of {', '.join(available)}")
     for name in wanted:
         if not any(_is_in(gate, name) for gate in available):
             raise ValueError(f"no gating layer {name!r}; there are: {', '.join(available)}")

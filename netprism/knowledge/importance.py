@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from netprism.checks import check_number
 from netprism.knowledge.sample_projection import soft_targets
 
 MEMORY = 2**24  # bytes for similarities of regions, which fit a CPU's cache; with 2**28 products take twice as long
@@ -83,7 +84,7 @@ def regional_importance(
 
     Raises:
         ValueError: There are fewer than three samples; features or logits have another shape or are not finite; logits
-            are already probabilities; steps < 1 or num_compared < 2.
+            are already probabilities; steps < 1 or num_compared < 2; an index is out of range; a rate is not finite.
 
     Source: Li et al. 2021, eqs. (11) and (12), https://arxiv.org/abs/2111.03505.
 
@@ -100,9 +101,13 @@ def regional_importance(
             raise ValueError(f"{name} is {value}; expected at least {least}")
     if len(logits) != count:
         raise ValueError(f"length of logits is {len(logits)}; expected {count}, that of features")
+    for name, number in (("learning_rate", learning_rate), ("momentum", momentum), ("kappa", kappa or 0.0)):
+        check_number(name, number, least=0)
     similarity = network_similarity(logits, temperature).to(units)
     kappa = 2.0 * channels if kappa is None else kappa
     chosen = torch.arange(count, device=units.device) if of is None else of.to(units.device)
+    if not len(chosen) or not 0 <= int(chosen.min()) <= int(chosen.max()) < count:
+        raise ValueError(f"of is {chosen.tolist()}; expected indices of samples, 0 to {count - 1}")
     draws = list(_draws(count, steps, num_compared, seed, units.device))
 
     descent = _Descent(units, similarity_kappa * similarity, kappa, learning_rate, momentum, memory)
@@ -127,6 +132,8 @@ def region_features(features: Tensor, max_grid: int | None = None) -> Tensor:
     maps = region_maps(features, max_grid)
     if not maps.isfinite().all():
         raise ValueError("features is NaN or infinite; expected finite values")
+    if maps.numel() and maps.abs().amax() > torch.finfo(maps.dtype).max ** 0.5 / maps.shape[1]:
+        raise ValueError(f"features reach {maps.abs().amax().item():g}; their lengths would overflow, scale them down")
     return maps.flatten(2).transpose(1, 2).contiguous()
 
 

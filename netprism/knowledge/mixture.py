@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from netprism.checks import check_number, check_tensor
 from netprism.knowledge.kappa_table import kappa_and_log_normalizer
 from netprism.knowledge.vmf import check_unit, concentration_from_resultant_length, log_normalizer
 
@@ -37,7 +38,9 @@ def log_posterior(
         log Q `(..., C)`, in nats, differentiable in all tensors.
 
     Raises:
-        ValueError: A feature is NaN, or kappa_max or noise is not positive.
+        TypeError: A tensor is not floating.
+        ValueError: A feature is NaN or infinite, directions or priors are out of range or of another shape, or
+            kappa_max or noise is not positive.
 
     Example:
         >>> east, weak = torch.tensor([3.0, 0.0]), torch.tensor([0.01, 0.0])
@@ -45,6 +48,10 @@ def log_posterior(
         tensor([[0.9921, 0.0079],
                 [0.5030, 0.4970]])
     """
+    check_tensor("directions", directions, ("C", "d"))
+    check_tensor("priors", priors, (len(directions),), least=0)
+    if not priors.detach().sum() > 0:
+        raise ValueError(f"priors is {priors.tolist()}; expected one > 0")
     evidence = natural_parameters(features, kappa_max, noise) @ F.normalize(directions, dim=-1).T
     return torch.log_softmax(evidence + priors.log(), dim=-1)
 
@@ -54,8 +61,7 @@ def natural_parameters(features: Tensor, kappa_max: float, noise: float = 1.0) -
     if not kappa_max > 0 or not noise > 0:
         raise ValueError(f"kappa_max is {kappa_max} and noise is {noise}; expected > 0 for both")
     strengths = features.norm(dim=-1) / noise
-    if strengths.isnan().any():
-        raise ValueError("strength of features is negative or NaN; expected values >= 0")
+    check_tensor("the strength of features", strengths)
     kappa, _ = kappa_and_log_normalizer(strengths, features.shape[-1], kappa_max)
     return kappa.unsqueeze(-1) * F.normalize(features, dim=-1)
 
@@ -94,6 +100,8 @@ def fit_mixture(samples: Tensor, components: int, *, steps: int = 100, restarts:
         ValueError: There are fewer samples than components, a sample is not a unit vector, or a value is NaN.
     """
     check_unit(samples)
+    check_number("steps", steps, least=0)
+    check_number("restarts", restarts, least=1)
     if not 1 <= components <= len(samples):
         raise ValueError(f"components is {components}; expected 1 to {len(samples)}, the number of samples")
     draws = torch.Generator(samples.device).manual_seed(seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from netprism.checks import check_labels, check_number
 from netprism.knowledge.mixture import log_posterior
 
 
@@ -70,7 +71,9 @@ def knowledge_points(
         kappa_max: Concentration of a region without noise.
 
     Raises:
-        ValueError: tau, strength or a label is out of range, shapes do not match, or a region is NaN.
+        TypeError: Labels are not integers, or another tensor is not floating.
+        ValueError: tau, strength, a prior or a label is out of range, shapes do not match, or a region or a direction
+            is not finite.
 
     Source: Li et al. 2021, section 3.4, https://arxiv.org/abs/2111.03505.
 
@@ -112,8 +115,6 @@ def _check_points(regions: Tensor, directions: Tensor, priors: Tensor, labels: T
     if regions.ndim != 3 or directions.shape[1:] != regions.shape[2:] or priors.shape != (classes,):
         shapes = f"{tuple(regions.shape)}, {tuple(directions.shape)}, {tuple(priors.shape)}"
         raise ValueError(f"shapes of regions, directions and priors are {shapes}; expected (N, R, d), (C, d), (C,)")
-    if len(labels) != len(regions) or (len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        found = f"{len(labels)} values out of {labels.unique().tolist()}"
-        raise ValueError(f"labels is {found}; expected {len(regions)} values in 0 to {classes - 1}")
-    if strength is not None and not 0 < strength < float("inf"):
-        raise ValueError(f"strength is {strength}; expected a positive number")
+    check_labels(labels, len(regions), classes)
+    if strength is not None:
+        check_number("strength", strength, above=0)

@@ -26,7 +26,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
+from torch.nn import functional as F
 
+from netprism.checks import check_tensor
 from netprism.knowledge.special import bessel_ratio, log_bessel, projected_normal_length
 
 _NEWTON_STEPS = 3  # the first guess is at most 7 % off, and each step squares the error: 1e-9
@@ -43,6 +45,7 @@ def mean_resultant_length(kappa: Tensor, d: int) -> Tensor:
         The shape of `kappa`, in [0, 1].
 
     Raises:
+        TypeError: kappa is not floating.
         ValueError: kappa is negative or NaN, or d is below 2.
 
     Example:
@@ -115,8 +118,10 @@ def fit_kappa(samples: Tensor) -> Tensor:
     if samples.ndim != 2 or len(samples) < 2:
         raise ValueError(f"shape of samples is {tuple(samples.shape)}; expected (n, d) with n >= 2")
     check_unit(samples)
-    n, wide = len(samples), samples.double()
+    n, wide = len(samples), F.normalize(samples.double(), dim=1)
     cosine = (wide.sum(0).square().sum() - n) / (n * (n - 1))
+    if (samples == samples[0]).all():
+        cosine = cosine * math.inf  # 1 up to rounding, which would pass for a concentration of 1e15
     return concentration_from_resultant_length(cosine.clamp(0, 1).sqrt(), samples.shape[1]).to(samples.dtype)
 
 
@@ -154,10 +159,13 @@ def check_unit(samples: Tensor) -> None:
     """Refuses samples `(n, d)` unless all rows are unit vectors.
 
     Raises:
-        ValueError: The length of a row differs from 1 by 1e-3 or more.
+        TypeError: They are not floating.
+        ValueError: They have another shape, are not finite, or the length of a row differs from 1 by more than 1e-3, or
+            than its type can tell.
     """
+    check_tensor("samples", samples, ("n", "d"))
     off = (samples.detach().double().norm(dim=1) - 1).abs().max().item()
-    if not off < 1e-3:
+    if not off < max(1e-3, torch.finfo(samples.dtype).eps):
         raise ValueError(f"length of a sample is {off} away from 1; expected unit vectors")
 
 
@@ -165,8 +173,7 @@ def _checked(name: str, values: Tensor, d: int) -> Tensor:
     """The values in float64."""
     if d < 2:
         raise ValueError(f"d is {d}; expected at least 2")
-    if not (values >= 0).all():
-        raise ValueError(f"{name} is negative or NaN; expected values >= 0")
+    check_tensor(name, values, least=0, finite=False)
     return values.double()
 
 

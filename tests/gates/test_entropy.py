@@ -291,7 +291,7 @@ def test_layers_with_different_samples_are_named(network):
     [
         (torch.zeros(2, 3), 1.0, r"shape \(2, 3\); expected \(n, n\)"),
         (torch.zeros(0, 0), 1.0, "expected"),
-        (torch.full((2, 2), float("nan")), 1.0, "distances hold NaN"),
+        (torch.full((2, 2), float("nan")), 1.0, "distances has nan in it; expected finite numbers"),
         (torch.zeros(2, 2), -1.0, "bandwidth is -1.0; expected a variance >= 0"),
         (torch.zeros(2, 2), float("nan"), "bandwidth is nan"),
     ],

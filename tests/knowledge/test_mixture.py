@@ -67,5 +67,5 @@ def test_bad_input_is_named():
         fit_mixture(torch.eye(3), 4)
     with pytest.raises(ValueError, match="expected unit vectors"):
         fit_mixture(torch.ones(3, 3), 2)
-    with pytest.raises(ValueError, match="negative or NaN"):
+    with pytest.raises(ValueError, match="the strength of features has nan in it"):
         log_posterior(torch.full((1, 3), math.nan), torch.eye(3), torch.ones(3) / 3, kappa_max=10.0)

@@ -49,10 +49,10 @@ def test_regions_without_strength_are_no_knowledge_points():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.tensor([0, 3])}, r"labels is 2 values out of \[0, 3\]; expected 2 values in 0 to 2"),
+        ({"labels": torch.tensor([0, 3])}, "a label is 3; expected 0 to 2"),
         ({"tau": 0.2}, "tau is 0.2; expected >= 1 / C = 0.333 and < 1"),
-        ({"strength": 0.0}, "strength is 0.0; expected a positive number"),
-        ({"regions": torch.full((2, 3, 3), math.nan)}, "is negative or NaN"),
+        ({"strength": 0.0}, "strength is 0.0; expected a number > 0"),
+        ({"regions": torch.full((2, 3, 3), math.nan)}, "the strength of features has nan in it"),
         ({"directions": torch.eye(2)}, r"shapes of regions, directions and priors are \(2, 3, 3\), \(2, 2\), \(3,\)"),
     ],
 )
