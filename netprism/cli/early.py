@@ -22,6 +22,11 @@ RUN_OPTIONS = {
 GROUPS = {"trainer": TRAINER, "best_checkpoint": CHECKPOINT, "last_checkpoint": CHECKPOINT, "summary": None}
 NOT_OPTIONS = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")  # of Trainer's methods
 WIDTH = 100
+_SAYS_HOW = (
+    "config", "ckpt_path", "print_config", "data.root", "data.init_args.root", "data.num_workers", "data.download",
+    "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.accelerator", "trainer.logger",
+    "trainer.enable_", "trainer.default_root_dir", "trainer.fast_dev_run", "trainer.callbacks.class_path",
+)  # fmt: skip
 
 
 def check_options(command: str, args: Sequence[str], configs: Sequence[Path]) -> None:
@@ -84,6 +89,33 @@ def help_of(command: str, configs: Sequence[Path], args: Sequence[str]) -> str:
         lines += ["", f"netprism {command} --config EXPERIMENT --help    the options of an experiment's own classes"]
     lines += [f"netprism {command} --help all{' ' * 20} every option with its type, some seconds"]
     return "\n".join(lines)
+
+
+def differing(args: Sequence[str]) -> list[str]:
+    """Returns what options make different from an experiment, `["weight=1e-3", "seed=1"]`, to name a run by.
+
+    Where it runs and where its files are does not count.
+
+    Example:
+        >>> differing(["--config=quickstart", "--model.weight", "1e-3", "--seed_everything=1", "--trainer.devices=2"])
+        ['weight=1e-3', 'seed=1']
+    """
+    found: dict[str, str] = {}
+    words = iter([*args, ""])
+    word = next(words)
+    while word:
+        following = next(words, "")
+        if word.startswith("--"):
+            name, has_value, value = word[2:].partition("=")
+            if not has_value and not following.startswith("--"):
+                value, following = following, next(words, "")
+            if name.startswith(_SAYS_HOW) or not value:
+                word = following
+                continue
+            short = "seed" if name == "seed_everything" else name.rstrip("+").rpartition(".")[2]
+            found[short] = value.rpartition(".")[2] if value.replace(".", "").replace("_", "").isalpha() else value
+        word = following
+    return [f"{name}={value}" for name, value in found.items()]
 
 
 def _nodes(configs: Sequence[Path], args: Sequence[str]) -> dict[str, Any]:

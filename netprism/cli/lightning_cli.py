@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import yaml
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
@@ -20,16 +21,19 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
+from netprism.callbacks._monitor import Monitor
 from netprism.callbacks.training.equal_batches import CheckEqualBatches
 from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
+from netprism.cli.early import differing
 from netprism.cli.teacher_runs import resolve_teachers
 from netprism.files import write_text
-from netprism.loggers import is_dry_run
+from netprism.loggers import OfflineFallbackWandbLogger, is_dry_run
+from netprism.report.run import flat
 from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
 from netprism.runs.checkpoints import of_another_model
-from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, unlock
+from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, runs_root, unlock
 
 # Lines of jsonargparse about its own types, around the line that names the mistake.
 NOISE = (
@@ -190,6 +194,25 @@ class NetprismCLI(LightningCLI):
             )
         open_folder(folder)
         lock(folder)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, OfflineFallbackWandbLogger):
+                self._describe(logger, folder)
+
+    def _describe(self, logger: OfflineFallbackWandbLogger, folder: Path) -> None:
+        """Names the W&B run by its experiment and what differs from it."""
+        root = runs_root().resolve()
+        is_below = folder.resolve().is_relative_to(root)
+        experiment = folder.resolve().relative_to(root).parent.as_posix() if is_below else folder.name
+        settings = yaml.safe_load(self._parser("fit").dump(self.config["fit"], skip_none=False))
+        monitors = [c.name for c in self.trainer.callbacks if isinstance(c, Monitor)]  # type: ignore[attr-defined]
+        logger.describe(
+            name=" ".join([experiment, *differing(self.args)]),
+            group=experiment,
+            job_type=experiment.partition("/")[0],
+            tags=[*monitors, type(self.datamodule).__name__],
+            config=flat(settings),
+            files=[folder / "config.yaml", folder / "git.txt"],
+        )
 
     @rank_zero_only
     def after_fit(self) -> None:

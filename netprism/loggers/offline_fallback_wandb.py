@@ -9,6 +9,7 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,7 +50,8 @@ class OfflineFallbackWandbLogger(WandbLogger):
     Without a key, with one that the server refuses, or with a server that does not answer within `init_timeout`, the
     run is written offline into `<save_dir>/wandb`, and one line says so. `WANDB_MODE` (offline, disabled) is obeyed.
     The run id is made of the run folder's name, so that a resumed run joins its curve. `epoch` is the x axis of every
-    key except those that Lightning logs per step (`..._step`).
+    key except those that Lightning logs per step (`..._step`), and of pictures. The summary has the least, the largest
+    and the last value of each quantity of a whole network, `gates/entropy` and `val/accuracy`, and the last of others.
 
     Args:
         save_dir: The run folder; None: `$NETPRISM_RUN`.
@@ -60,7 +62,9 @@ class OfflineFallbackWandbLogger(WandbLogger):
         entity: W&B team or user.
         group: Name that several runs share.
         tags: Labels of the run.
-        log_model: Upload checkpoints, as in Lightning's WandbLogger.
+        log_model: Upload checkpoints as artifacts, as in Lightning's WandbLogger.
+        name: Name of the run; by default `netprism fit` calls it by its experiment and what differs from it.
+        job_type: Kind of the run; by default `netprism fit` takes the folder of its experiment, `gates`.
     """
 
     def __init__(
@@ -74,10 +78,12 @@ class OfflineFallbackWandbLogger(WandbLogger):
         group: str | None = None,
         tags: list[str] | None = None,
         log_model: bool = False,
+        name: str | None = None,
+        job_type: str | None = None,
     ) -> None:
         run_id = re.sub(r"[^\w-]+", "-", "-".join(run_folder(save_dir).absolute().parts[-2:]))
         super().__init__(
-            name=run_id,
+            name=name or run_id,
             id=os.environ.get("WANDB_RUN_ID", run_id),
             save_dir=run_folder(save_dir),
             project=project or os.environ.get("WANDB_PROJECT", "netprism"),
@@ -86,7 +92,11 @@ class OfflineFallbackWandbLogger(WandbLogger):
             entity=entity,
             group=group,
             tags=tags,
+            job_type=job_type,
         )
+        self._given = {"name": name, "group": group, "tags": tags, "job_type": job_type}
+        self._config: dict[str, Any] = {}
+        self._files: list[Path] = []
         del self._wandb_init["anonymous"]  # Lightning always passes it, wandb warns whenever it is passed
         self._settings: dict[str, Any] = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         self._keys: set[str] = set()
@@ -101,6 +111,23 @@ class OfflineFallbackWandbLogger(WandbLogger):
             self._experiment = self._start()
         return self._experiment
 
+    def describe(
+        self, *, name: str, group: str, job_type: str, tags: list[str], config: dict[str, Any], files: list[Path]
+    ) -> None:
+        """Says what the run is, before it starts; what the user has given stays.
+
+        Args:
+            name: Name of the run.
+            group: Name that runs of one experiment share.
+            job_type: Kind of the run.
+            tags: Labels.
+            config: The whole config, `{dotted name: value}`, in place of Lightning's hyperparameters.
+            files: Files to keep with the run, such as its config; they may come later.
+        """
+        said = {"name": name, "group": group, "job_type": job_type, "tags": tags}
+        self._wandb_init.update({key: value for key, value in said.items() if self._given[key] is None})
+        self._config, self._files = config, files
+
     @_survives
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -110,10 +137,22 @@ class OfflineFallbackWandbLogger(WandbLogger):
                 self._keys.add(key)
                 # By its exact name: wandb's local viewer does not honour a glob.
                 axis = "trainer/global_step" if key.endswith("_step") else "epoch"
-                self.experiment.define_metric(key, step_metric=axis)
+                # Of whole networks: `gates/test/entropy` is one, `gates/entropy/layer1` is not.
+                is_whole = isinstance(metrics[key], Real) and key.replace("/test/", "/").count("/") <= 1
+                summary = "min,max,last" if is_whole and axis == "epoch" else None
+                self.experiment.define_metric(key, step_metric=axis, summary=summary)
         super().log_metrics(metrics, step)
+        for file in [file for file in self._files if file.is_file()]:
+            self._files.remove(file)
+            self.experiment.save(str(file), base_path=str(file.parent), policy="now")
 
-    log_hyperparams = _survives(WandbLogger.log_hyperparams)
+    @_survives
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Logs a module's hyperparameters, where no whole config is known."""
+        if not self._config:
+            super().log_hyperparams(*args, **kwargs)
+
     log_table = _survives(WandbLogger.log_table)
     log_image = _survives(WandbLogger.log_image)
     after_save_checkpoint = _survives(WandbLogger.after_save_checkpoint)
@@ -163,7 +202,7 @@ class OfflineFallbackWandbLogger(WandbLogger):
     def _init(self, mode: str, reason: str = "") -> Run:
         import wandb
 
-        run = wandb.init(**self._wandb_init, settings={**self._settings, "mode": mode})
+        run = wandb.init(**self._wandb_init, config=self._config or None, settings={**self._settings, "mode": mode})
         self.where = run.url or display_path(run.settings.sync_dir)
         rank_zero_info(f"W&B: {mode}, {self.where}" + (f" ({reason})" if reason else ""))
         return run
