@@ -15,7 +15,7 @@ from netprism.callbacks._monitor_data import MonitorData
 from netprism.callbacks._view import View
 from netprism.figures import knowledge as figures
 from netprism.knowledge.epoch_projection import EpochProjection, NetworkFeatures, check_layers
-from netprism.knowledge.points import KnowledgePointCounts, check_tau
+from netprism.knowledge.points import KnowledgePointCounts, check_tau, usual_tau
 from netprism.knowledge.sample_projection import output_entropy, soft_targets, strength_correlation
 from netprism.metrics.knowledge_points import KnowledgePointMetric
 
@@ -46,7 +46,7 @@ class KnowledgePoints(Monitor):
         layers: Names of layers with feature maps (K, H, W); a vector is one region. None: see `View.default_layers`.
         images_per_class: Training images per class; all if there are fewer, with a warning.
         classes: Number of classes, drawn at random where there are more; all if there are fewer, with a warning.
-        tau: The least confidence of a knowledge point, at least 1 / classes.
+        tau: The least confidence of a knowledge point, at least 1 / classes; None for .4, or .6 of two classes.
         reference_layer: The layer whose mean strength all get; None for the last of `layers`.
         logits_layer: The layer of the logits; None for the last fully connected one that runs.
         max_grid: Largest number of rows and of columns of regions; larger maps are averaged to it.
@@ -63,7 +63,7 @@ class KnowledgePoints(Monitor):
         layers: list[str] | None = None,
         images_per_class: int = 50,
         classes: int = 10,
-        tau: float = 0.4,
+        tau: float | None = None,
         every_n_epochs: int = 5,
         reference_layer: str | None = None,
         logits_layer: str | None = None,
@@ -75,7 +75,7 @@ class KnowledgePoints(Monitor):
     ) -> None:
         check_at_least(images_per_class=(images_per_class, 1), classes=(classes, 2), max_grid=(max_grid, 1))
         check_at_least(steps=(steps, 1), num_compared=(num_compared, 2))
-        check_tau(tau)
+        check_tau(usual_tau(classes) if tau is None else tau)
         options |= {"num_images": images_per_class * classes, "every_n_epochs": every_n_epochs, "test_data": None}
         super().__init__(name, **options)
         self.layers = [] if layers is None else check_layers(layers, reference_layer)  # []: not found yet
@@ -141,7 +141,8 @@ class KnowledgePoints(Monitor):
         self.last = {layer: (grid, KnowledgePointCounts(**v)) for layer, (grid, v) in state_dict["last"].items()}
 
     def _make(self, view: View, features: NetworkFeatures) -> EpochProjection:
-        given: dict[str, Any] = {"tau": self.tau, "num_compared": self.num_compared, "seed": self.seed}
+        tau = usual_tau(len(self.chosen[1]) if self.chosen else self.classes) if self.tau is None else self.tau
+        given: dict[str, Any] = {"tau": tau, "num_compared": self.num_compared, "seed": self.seed}
         made = EpochProjection(features, self.reference_layer, steps=2 if view.is_dry_run else self.steps, **given)
         if self._state:
             made.load_state_dict(self._state)

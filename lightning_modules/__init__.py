@@ -8,6 +8,7 @@ from netprism.lightning_modules.input_decoder import InputDecoder
 from netprism.lightning_modules.region_projection import RegionProjection
 from netprism.lightning_modules.reliable_disentangler import ReliableDisentangler
 from netprism.lightning_modules.sample_projection import SampleProjection
+from netprism.lightning_modules.variational_auto_encoder import VariationalAutoEncoder
 
 __all__ = [
     "Classifier",
@@ -18,4 +19,5 @@ __all__ = [
     "RegionProjection",
     "ReliableDisentangler",
     "SampleProjection",
+    "VariationalAutoEncoder",
 ]

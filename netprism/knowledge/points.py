@@ -95,6 +95,11 @@ def knowledge_points(
     return KnowledgePointCounts(mask, mask & (classes == labels[:, None]), classes, confidence)
 
 
+def usual_tau(categories: int) -> float:
+    """Returns the paper's least confidence of a knowledge point, .4, where it is above chance; .6 of two categories."""
+    return max(0.4, 1.2 / categories)
+
+
 def check_tau(tau: float, categories: int | None = None) -> None:
     """Refuses a confidence that no region or every region exceeds.
 

@@ -9,7 +9,8 @@ from netprism.nets.fitting import fit_to, fitted
 from netprism.nets.known import tap_points
 from netprism.nets.lenet import LeNet5
 from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
-from netprism.nets.resnet import PreActResNet, ResNet
+from netprism.nets.resnet import PreActResNet, PreActResNet18, PreActResNet34, ResNet
+from netprism.nets.vae import VAE, ConvVAE
 from netprism.nets.vgg import VGG11
 
 __all__ = [
@@ -18,9 +19,13 @@ __all__ = [
     "MLP_BETA",
     "MLP_CIFAR10",
     "MLP_MNIST",
+    "VAE",
     "VGG11",
+    "ConvVAE",
     "LeNet5",
     "PreActResNet",
+    "PreActResNet18",
+    "PreActResNet34",
     "ResNet",
     "ResidualMLP",
     "fit_to",

@@ -1,7 +1,8 @@
-"""Residual networks for small images: ResNet-8, 14, 20, 32, 44, ... of three stages, and their pre-activation form.
+"""Residual networks: ResNet-8, 14, 20, 32, 44, ... of three stages, their pre-activation form, and PreActResNet-18/34.
 
-Both have depth 6n + 2: a convolution, three stages of n blocks with two convolutions each, and a linear layer. The
-stages have `width`, 2 `width` and 4 `width` channels on H x W, H/2 x W/2 and H/4 x W/4 pixels; any image size works.
+The first two are for small images and have depth 6n + 2: a convolution, three stages of n blocks with two convolutions
+each, and a linear layer. The stages have `width`, 2 `width` and 4 `width` channels on H x W, H/2 x W/2 and H/4 x W/4
+pixels. Any image size works.
 """
 
 from torch import Tensor, nn
@@ -43,10 +44,20 @@ class PreActBlock(nn.Module):
         stride: Stride of the first convolution and of the shortcut.
         activate_shortcut: Whether to give the shortcut `ReLU(BN(x))` instead of `x`. The first block of a net does:
             there, `x` is the output of a convolution that nothing has activated yet.
+        project: Where the shape changes, a 1 x 1 convolution of `ReLU(BN(x))` is the shortcut: its module `shortcut`.
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, activate_shortcut: bool = False) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        activate_shortcut: bool = False,
+        project: bool = False,
+    ) -> None:
         super().__init__()
+        changes = stride != 1 or in_channels != channels
+        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if project and changes else None
         self.channels, self.stride, self.activate_shortcut = channels, stride, activate_shortcut
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU()
@@ -58,6 +69,9 @@ class PreActBlock(nn.Module):
         """(N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = self.relu(self.bn1(x))
         residual: Tensor = self.conv2(self.relu(self.bn2(self.conv1(activated))))
+        if self.shortcut is not None:
+            projected: Tensor = residual + self.shortcut(activated)
+            return projected
         shortcut = activated if self.activate_shortcut else x
         return residual + subsample_and_pad(shortcut, self.channels, self.stride)
 
@@ -148,6 +162,73 @@ class PreActResNet(nn.Module):
         x = self.relu(self.bn(x))
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
+
+
+class PreActResNet18(nn.Module):
+    """Pre-activation ResNet-18: four stages of two blocks with 64, 128, 256 and 512 channels, for large images.
+
+    A stem of 7 x 7 with stride 2 and max-pooling leaves a quarter of height and width; with `small_images` it is 3 x 3
+    without a stride. Where a shape changes, the shortcut is a 1 x 1 convolution.
+
+    Args:
+        num_classes: Number of logits.
+        in_channels: Number of channels of the images.
+        small_images: For images of about 32 x 32 to 64 x 64.
+        width: Number of channels of the first stage.
+
+    Shape:
+        (N, in_channels, H, W) to (N, num_classes).
+
+    Source: He et al. 2016, "Deep Residual Learning", table 1, with the blocks of "Identity Mappings",
+    https://arxiv.org/abs/1603.05027.
+
+    Example:
+        >>> PreActResNet18().tap_points
+        ('layer1', 'layer2', 'layer3', 'layer4', 'relu')
+    """
+
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+
+    def __init__(
+        self, num_classes: int = 10, in_channels: int = 3, small_images: bool = False, width: int = 64
+    ) -> None:
+        super().__init__()
+        if small_images:
+            self.conv1: nn.Module = conv3x3(in_channels, width)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        stages = range(len(self.blocks))
+        for stage, blocks in enumerate(self.blocks):
+            channels = width * 2**stage
+            before, stride = (width, 1) if stage == 0 else (channels // 2, 2)
+            first = PreActBlock(before, channels, stride, activate_shortcut=stage == 0, project=True)
+            others = (PreActBlock(channels, channels) for _ in range(blocks - 1))
+            self.add_module(f"layer{stage + 1}", nn.Sequential(first, *others))
+        self.bn = nn.BatchNorm2d(width * 2 ** stages[-1])
+        self.relu = nn.ReLU()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width * 2 ** stages[-1], num_classes)
+        kaiming_convs(self)
+        self.tap_points: tuple[str, ...] = (*(f"layer{stage + 1}" for stage in stages), "relu")
+        paths = [f"layer{i + 1}.{block}.relu" for i, blocks in enumerate(self.blocks) for block in range(blocks)]
+        self.gating_layers: tuple[str, ...] = (*(name for path in paths for name in (path, f"{path}#1")), "relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+        x = self.maxpool(self.conv1(x))
+        for stage in range(len(self.blocks)):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = self.relu(self.bn(x))
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+class PreActResNet34(PreActResNet18):
+    """Pre-activation ResNet-34: 3, 4, 6 and 3 blocks; arguments and shapes are those of :class:`PreActResNet18`."""
+
+    blocks = (3, 4, 6, 3)
 
 
 def blocks_per_stage(depth: int) -> int:

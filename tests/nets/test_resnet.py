@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from netprism.gates.record import record_gates
-from netprism.nets import PreActResNet, ResNet
+from netprism.nets import PreActResNet, PreActResNet18, PreActResNet34, ResNet
 from netprism.nets._layers import subsample_and_pad
 from netprism.nets.resnet import BasicBlock, PreActBlock
 from netprism.taps import layer_names, tap
@@ -125,3 +125,16 @@ def test_every_parameter_gets_a_gradient(net):
 def test_convolutions_start_as_kaiming_says(net):
     weight = net(depth=8).layer3[0].conv1.weight  # 32 to 64 channels
     assert weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.03)  # 18432 draws: 6 standard errors
+
+
+@pytest.mark.parametrize(("kind", "millions"), [(PreActResNet18, 11.17), (PreActResNet34, 21.28)])
+def test_four_stages_have_the_published_size_and_their_layers_run(kind, millions):
+    with torch.device("meta"):
+        net = kind(num_classes=10).eval()
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.02)
+    assert net.gating_layers[:2] == ("layer1.0.relu", "layer1.0.relu#1")
+    small = kind(small_images=True, width=4).eval()
+    with tap(small, small.tap_points) as features, record_gates(small) as gates:
+        assert small(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert [f.shape[-1] for f in features.values()] == [32, 16, 8, 4, 4]
+    assert tuple(gates.states) == small.gating_layers
