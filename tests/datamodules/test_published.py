@@ -4,15 +4,28 @@ import hashlib
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets
 
-from netprism.datamodules import CIFAR100, COCO2014, CUB200, VOC2012, CelebA, StanfordDogs, TinyImageNet
+import netprism
+from netprism.datamodules import (
+    CIFAR100,
+    COCO2014,
+    CUB200,
+    VOC2012,
+    CelebA,
+    ImageDataModule,
+    StanfordDogs,
+    TinyImageNet,
+)
 from netprism.datamodules.image_files import UnreadableImageError
 
 WIDTH, HEIGHT = 60, 40
@@ -292,3 +305,16 @@ def test_masks_are_optional_where_an_archive_of_their_own_is_missing(tmp_path):
     assert made(CUB200, tmp_path, margin=1.5).monitor_dataset("train")[0][2].float().mean() == pytest.approx(
         1 / 2.25, abs=0.05
     )
+
+
+CONFIGS = Path(netprism.__file__).parent / "configs" / "data"
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_data_config_names_options_that_there_are(file):
+    """Options are checked against the signatures; nothing is read."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--data", type=ImageDataModule)
+    config = parser.parse_object({"data": yaml.safe_load((CONFIGS / file).read_text())})
+    data = parser.instantiate(config).data
+    assert len(data.shape) == 3
