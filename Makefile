@@ -6,7 +6,8 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train study slurm resume report compare experiments test test-slurm check bench clean experiment run
+.PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers check docs bench clean \
+  experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -22,6 +23,8 @@ help:
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
 	@echo 'make test-slurm              those that start a real Slurm'
 	@echo 'make check                   ruff, mypy and the tests'
+	@echo 'make test-strangers          monitors on real modules of timm, transformers, lightly and torchgeo, where installed'
+	@echo 'make docs                    the documentation as a site, site/index.html'
 	@echo 'make bench                   the timings of benchmarks/'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
 
@@ -73,7 +76,7 @@ run:
 	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test test-slurm check: export OMP_NUM_THREADS ?= 1
+test test-slurm test-strangers check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -81,15 +84,28 @@ test: .venv/ready
 test-slurm: .venv/ready
 	@$(PY) -m pytest tests/slurm -m slurm $(ARGS)
 
+test-strangers: .venv/ready
+	@$(PY) -m pytest tests/strangers -m strangers $(ARGS)
+
 check: .venv/ready
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy netprism
 	@$(PY) -m pytest -n 2 --dist loadfile
 
+# Newer than .venv/ready where the extra is installed; strict: a dead link or a missing name is an error.
+.venv/docs: .venv/ready
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/docs
+	@$(PY) -m mkdocs build
+	@echo 'site/index.html'
+
 bench: .venv/ready
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
 
 clean:
-	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -print0 | xargs -0 rm -rf

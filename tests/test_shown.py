@@ -71,7 +71,7 @@ def test_lightning_s_csv_and_tensorboard_loggers_get_numbers_and_pictures(packag
     assert [event.step for event in events.Images("maps/discarding_SID")] == [0, 2, 4]
 
 
-def test_wandb_has_the_config_names_epochs_and_captions(tmp_path, monkeypatch):
+def test_wandb_has_the_config_names_epochs_and_captions(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("NETPRISM_RUN", "NETPRISM_RUNS"):
@@ -83,6 +83,9 @@ def test_wandb_has_the_config_names_epochs_and_captions(tmp_path, monkeypatch):
         "--trainer.callbacks.num_vjps=1",
     ]
     main(["fit", "--config=discarding/digits_resnet8", *small, *looks, "--seed_everything=3"])
+    said = capsys.readouterr()
+    assert "epoch 2 of 2: " in said.out  # a log file gets a line for each epoch, and no bar
+    assert "it/s" not in said.out + said.err
     (file,) = tmp_path.glob("runs/discarding/digits_resnet8/*/wandb/offline-run-*/*.wandb")
     found = defaultdict(list)
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", file]

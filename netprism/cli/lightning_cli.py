@@ -22,6 +22,7 @@ import netprism.datamodules
 import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
 from netprism.callbacks._monitor import Monitor
+from netprism.callbacks._view import is_watched
 from netprism.callbacks.training.equal_batches import CheckEqualBatches
 from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
@@ -163,7 +164,11 @@ class NetprismCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: object) -> Trainer:
         """Instantiate the trainer; only a training has loggers, the other commands print their table."""
-        trainer = super().instantiate_trainer(**kwargs if self.subcommand == "fit" else {**kwargs, "logger": False})
+        if self.subcommand != "fit":
+            kwargs["logger"] = False
+        if self._get(self.config_init, "trainer", default={}).get("enable_progress_bar") is None and not is_watched():
+            kwargs["enable_progress_bar"] = False  # a log file would get a line for each refresh
+        trainer = super().instantiate_trainer(**kwargs)
         cores = os.cpu_count() or 1
         if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > MOST_PROCESSES * cores:
             most = f"at most {MOST_PROCESSES * cores}, since this machine has {cores} cores"
