@@ -4,6 +4,7 @@ from netprism.lightning_modules.classifier import Classifier
 from netprism.lightning_modules.complexity_penalized_classifier import ComplexityPenalizedClassifier
 from netprism.lightning_modules.compressed_classifier import CompressedClassifier
 from netprism.lightning_modules.disentangler import Disentangler
+from netprism.lightning_modules.distillation import Distillation
 from netprism.lightning_modules.input_decoder import InputDecoder
 from netprism.lightning_modules.region_projection import RegionProjection
 from netprism.lightning_modules.reliable_disentangler import ReliableDisentangler
@@ -15,6 +16,7 @@ __all__ = [
     "ComplexityPenalizedClassifier",
     "CompressedClassifier",
     "Disentangler",
+    "Distillation",
     "InputDecoder",
     "RegionProjection",
     "ReliableDisentangler",

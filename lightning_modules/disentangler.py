@@ -38,8 +38,9 @@ class Disentangler(TeacherModule):
     | `train/loss` | sum over the orders that have started | of f, squared | 0 up | lower |
     | `val/loss/<order>`, `val/loss` | of validation images, summed over all orders | of f, squared | 0 up | lower |
     | `val/unexplained` | mean over orders of E||f - Phi^(l)||^2 / Var[f] | 1 | 0 up | lower |
+    | `val/significance/<order>` | Var[Phi^(l) - that of the next shallower] / Var[f] | 1 | 0 up | |
 
-    `trainer.test` logs `test/loss/<order>`, `test/loss` and `test/unexplained`.
+    `trainer.test` logs the keys of `val` as those of `test`.
 
     `netprism.callbacks.FeatureComponents` logs the components themselves: their significance, and what needs the head,
     effectiveness, over-fitting and accuracy. It also draws them.
@@ -203,5 +204,7 @@ class Disentangler(TeacherModule):
         losses = [value * found.feature_variance / elements for value in found.unexplained]
         values = {f"{stage}/loss/{order}": loss for order, loss in zip(self.orders, losses, strict=True)}
         values |= {f"{stage}/loss": sum(losses), f"{stage}/unexplained": sum(found.unexplained) / len(self.orders)}
+        of_orders = zip(self.orders, found.significance, strict=True)
+        values |= {f"{stage}/significance/{order}": value for order, value in of_orders}
         # The ranks agree already: a maximum keeps the value bitwise, where a mean may round.
         self.log_dict(values, sync_dist=True, reduce_fx="max")

@@ -11,10 +11,11 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from netprism.discarding.decoder import Decoder, key_of_layer
+from netprism.discarding.decoder import Decoder
 from netprism.figures import reconstruction as figures
 from netprism.lightning_modules._base import Batch, TeacherModule
 from netprism.loggers import publish
+from netprism.module_names import key_of_layer
 from netprism.taps import tap
 
 _SHOWN = 8  # images in the picture

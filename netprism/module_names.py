@@ -55,6 +55,11 @@ def no_such_layer(owner: str, name: str, known: Iterable[str], kind: str = "laye
     return f"{owner} has no {kind} {name!r}{hint} it has {', '.join(listed[:_NAMES_IN_ERROR])}{more}"
 
 
+def key_of_layer(name: str) -> str:
+    """Returns the name of a layer as a key of a ModuleDict, which allows no dots."""
+    return name.replace(".", "|")
+
+
 def run_eagerly() -> AbstractContextManager[object]:
     """Lets compiled models run eagerly: hooks registered after the first compiled call would never fire.
 

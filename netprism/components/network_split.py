@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -75,6 +76,11 @@ class SplitNetwork:
             feature = inputs[0].input
         self.dtype = feature.dtype
         return feature
+
+    @property
+    def ending(self) -> str | None:
+        """The activation that ends the layer, before which f is, as gates are named; known after `feature`."""
+        return None if self._ending is None else self._ending.layer
 
     def find_head(self, x: Tensor) -> None:
         """Finds out how g is run, and checks that g(f(x)) are the network's own logits; once, before `head`.
@@ -161,6 +167,27 @@ class SplitNetwork:
     @property
     def _module(self) -> nn.Module:
         return find_layer(self.network, self.layer.partition("#")[0], self.relative_to)
+
+
+def features_and_output(cuts: Sequence[SplitNetwork], x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Returns f of several layers of one network, and its output, in one pass; gradients flow.
+
+    Args:
+        cuts: The network, cut at each layer; `feature` has been called once on each.
+        x: Inputs `(N, ...)`.
+    """
+    network = cuts[0].network
+    endings = {cut.ending for cut in cuts}
+    inputs: dict[str, Tensor] = {}
+
+    def visit(call: GateCall) -> None:
+        if call.layer in endings:
+            inputs[call.layer] = call.input.clone()  # the network may continue in place
+
+    plain = list(dict.fromkeys(cut.layer for cut in cuts if cut.ending is None))
+    with tap(network, plain) as features, watch_gates(network, visit) if endings - {None} else nullcontext():
+        output = network(x)
+    return [features[cut.layer] if cut.ending is None else inputs[cut.ending] for cut in cuts], output
 
 
 def logits_of(output: object) -> Tensor:

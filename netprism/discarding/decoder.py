@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netprism.module_names import key_of_layer
 from netprism.nets._layers import kaiming_convs
 
 _LARGEST_FACTOR = 4  # the channels double with each halving of the image, up to this factor
@@ -107,11 +108,6 @@ def load_decoders(checkpoint: Mapping[str, Any]) -> dict[str, Decoder]:
         decoder.load_state_dict(own)
         decoders[layer] = decoder.eval()
     return decoders
-
-
-def key_of_layer(name: str) -> str:
-    """Returns the name of a layer as a key of a ModuleDict, which allows no dots."""
-    return name.replace(".", "|")
 
 
 class _Block(nn.Module):

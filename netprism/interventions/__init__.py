@@ -19,12 +19,14 @@ from netprism.interventions.compress import (
     total_bytes,
 )
 from netprism.interventions.damage import insert_layer, replace_layer
+from netprism.interventions.distil import UnderHead, output_loss
 from netprism.interventions.pixels import Pixels
 
 __all__ = [
     "LayerSize",
     "MinimalAttack",
     "Pixels",
+    "UnderHead",
     "adversarial_distances",
     "begin_pruning",
     "compressible_layers",
@@ -32,6 +34,7 @@ __all__ = [
     "layer_sizes",
     "make_permanent",
     "minimal_attack",
+    "output_loss",
     "pgd",
     "pgd_steps",
     "prune",

@@ -24,6 +24,7 @@ from netprism.runs.named_networks import named_network
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 UNTRAINED = "untrained"
+TRAINED_NETWORKS = ("net", "student")  # the arguments of a LightningModule that hold what it trains
 
 
 def trained(
@@ -96,7 +97,8 @@ def build_network(config: Path) -> nn.Module:
     Raises:
         ValueError: the config has none.
     """
-    node = OmegaConf.select(OmegaConf.load(config), "model.init_args.net")
+    options = OmegaConf.select(OmegaConf.load(config), "model.init_args") or {}
+    node = next((options[name] for name in TRAINED_NETWORKS if options.get(name) is not None), None)
     if node is None:
         raise ValueError(f"{display_path(config)} has no network in model.init_args.net")
     if isinstance(node, str) and node.endswith((".yaml", ".yml")):
@@ -148,6 +150,11 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _prefix(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """What precedes the keys of `own` in `state`: of the candidates the one with the most matches."""
+    """What precedes the keys of `own` in `state`: of the candidates the one with the most matches.
+
+    A student may be a network such as its teacher, which is in the same checkpoint: then it is the student.
+    """
     candidates = {""} | {key.removesuffix(name) for name in own for key in state if key.endswith(f".{name}")}
-    return max(sorted(candidates), key=lambda prefix: sum(prefix + name in state for name in own))
+    return max(
+        sorted(candidates), key=lambda prefix: (sum(prefix + name in state for name in own), prefix == "student.")
+    )

@@ -129,7 +129,8 @@ def test_the_logged_errors_are_those_of_the_nets(tmp_path):
     trainer = fit(disentangler, tmp_path)
     logged = metrics(trainer)
     losses = {f"{stage}/loss{suffix}" for stage in ("train", "val") for suffix in ("", "/4", "/7")}
-    assert set(logged) == losses | {"val/unexplained"}
+    shares = {"val/significance/4", "val/significance/7"}
+    assert set(logged) == losses | shares | {"val/unexplained"}
     disentangler.eval()
     data = Images().monitor_dataset("test")
     x = torch.stack([image for image, _ in data])
@@ -140,8 +141,10 @@ def test_the_logged_errors_are_those_of_the_nets(tmp_path):
     assert [logged[f"val/loss/{order}"] for order in (4, 7)] == pytest.approx(errors, rel=1e-4)
     assert logged["val/loss"] == pytest.approx(sum(errors), rel=1e-4)
     assert logged["val/unexplained"] == pytest.approx(sum(errors) / 2 / total, rel=1e-4)
+    first = approximations[0] - approximations[0].mean(0)
+    assert logged["val/significance/4"] == pytest.approx(first.square().mean().item() / total, rel=1e-4)
     tested = trainer.test(disentangler, Images(batch_size=8), verbose=False)[0]
-    assert set(tested) == {"test/loss", "test/loss/4", "test/loss/7", "test/unexplained"}
+    assert set(tested) == {key.replace("val", "test") for key in logged if key.startswith("val/")}
     assert tested["test/loss/7"] == pytest.approx(logged["val/loss/7"])
 
 
