@@ -1,5 +1,6 @@
 """Per-epoch monitors for any LightningModule, and what makes a run safe to interrupt and to read."""
 
+from netprism.callbacks.attacked_regions import AttackedRegions
 from netprism.callbacks.complexity_penalty import ComplexityPenalty
 from netprism.callbacks.feature_components import FeatureComponents
 from netprism.callbacks.gating_entropy import GatingEntropy
@@ -11,6 +12,7 @@ from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
 
 __all__ = [
+    "AttackedRegions",
     "CheckEqualBatches",
     "ComplexityPenalty",
     "ExactResume",

@@ -59,12 +59,15 @@ LOGGED = {
     "classify": "val/accuracy",
     "complexity_loss": "penalty/complexity",
     "components": "components/significance/4",
+    "components/task": "val/significance/4",
     "reliability": "reliability/test/reliability",
     "discarding": "discarding/SID",
     "discarding/decoder": "val/mse",
     "knowledge": "knowledge/",
     "interventions": "val/",
     "interventions/compressed": "compression/bytes",
+    "interventions/attack": "attack/accuracy",
+    "interventions/ceiling": "task/entropy",
 }
 
 

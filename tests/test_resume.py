@@ -19,6 +19,7 @@ from netprism.datamodules import Digits
 from netprism.lightning_modules import (
     Classifier,
     Disentangler,
+    Distillation,
     InputDecoder,
     RegionProjection,
     ReliableDisentangler,
@@ -104,6 +105,9 @@ ANALYSES = {
         [ComplexityPenalty(layers=-1, estimator="energy")],
     ),
     "disentangler": lambda: (Disentangler(trained_net(), "layer2", orders=(4, 7), width=1 / 64), []),
+    "distillation": lambda: (
+        Distillation(trained_net(), tiny_net(), ["layer2", "output"], optimizer=ADAM), []
+    ),
     "decoder": lambda: (InputDecoder(trained_net(), ["layer2"], width=4, blocks=1), []),
     "sample projection": lambda: (SampleProjection(trained_net(), input_shape=(1, 8, 8), optimizer=ADAM), []),
     "sample projection by L-BFGS": lambda: (SampleProjection(trained_net(), input_shape=(1, 8, 8)), []),

@@ -21,11 +21,13 @@ from netprism.interventions.compress import (
 from netprism.interventions.damage import insert_layer, replace_layer
 from netprism.interventions.distil import UnderHead, output_loss
 from netprism.interventions.pixels import Pixels
+from netprism.interventions.regions import RegionChanges, region_changes
 
 __all__ = [
     "LayerSize",
     "MinimalAttack",
     "Pixels",
+    "RegionChanges",
     "UnderHead",
     "adversarial_distances",
     "begin_pruning",
@@ -38,6 +40,7 @@ __all__ = [
     "pgd",
     "pgd_steps",
     "prune",
+    "region_changes",
     "replace_layer",
     "share_weights",
     "top_wrong_classes",

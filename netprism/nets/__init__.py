@@ -10,6 +10,7 @@ from netprism.nets.known import tap_points
 from netprism.nets.lenet import LeNet5
 from netprism.nets.mlp import MLP, MLP_ALPHA, MLP_BETA, MLP_CIFAR10, MLP_MNIST, ResidualMLP
 from netprism.nets.resnet import PreActResNet, PreActResNet18, PreActResNet34, ResNet
+from netprism.nets.tasks import conv_task, mlp_task
 from netprism.nets.vae import VAE, ConvVAE
 from netprism.nets.vgg import VGG11
 
@@ -28,7 +29,9 @@ __all__ = [
     "PreActResNet34",
     "ResNet",
     "ResidualMLP",
+    "conv_task",
     "fit_to",
     "fitted",
+    "mlp_task",
     "tap_points",
 ]

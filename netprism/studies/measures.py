@@ -1,0 +1,187 @@
+"""What studies compute from finished runs, from their curves or from their networks.
+
+Each function gets the folder of a run and returns rows; a study names it as its `measure`. Torch is loaded by those
+that need it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from netprism.studies.claims import rank_correlation
+from netprism.studies.values import curves
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from netprism.datamodules import ImageDataModule
+
+Rows = list[dict[str, Any]]
+
+
+def orders(run: Path, prefix: str = "val/significance/") -> Rows:
+    """Returns one row: the order with the largest component, and the mean order, weighted by significance.
+
+    Args:
+        run: Folder of a run.
+        prefix: What precedes the order in the names of the columns; the last values are read.
+    """
+    found: dict[int, float] = {}
+    for values in curves(run).values():
+        found |= {int(key.removeprefix(prefix)): value for key, value in values.items() if key.startswith(prefix)}
+    if not found:
+        raise ValueError(f"{run} has no {prefix}<order>; expected a run of a Disentangler")
+    total = sum(found.values())
+    mean = sum(order * value for order, value in found.items()) / total if total else float("nan")
+    return [{"largest": max(found, key=lambda order: found[order]), "mean": mean}]
+
+
+def relation(run: Path, x: str, y: str) -> Rows:
+    """Returns a row per layer: Spearman's rank correlation of two logged quantities over the epochs.
+
+    Args:
+        run: Folder of a run.
+        x: Column of a layer, such as `gates/entropy/*`.
+        y: The other column.
+    """
+    logged = curves(run)
+    start, end = x.split("*")
+    keys = {key for values in logged.values() for key in values}
+    names = sorted(key[len(start) : len(key) - len(end)] for key in keys if key.startswith(start) and key.endswith(end))
+    rows: Rows = []
+    for name in names:
+        pair = x.replace("*", name), y.replace("*", name)
+        both = [(values[pair[0]], values[pair[1]]) for values in logged.values() if all(key in values for key in pair)]
+        if both:
+            rows.append({"layer": name, "correlation": rank_correlation(*map(list, zip(*both, strict=True)))})
+    if not rows:
+        raise ValueError(f"{run} has no epoch with {x} and {y}; expected two columns of metrics.csv")
+    return rows
+
+
+def discarded(run: Path, layers: list[str], images: int = 20) -> Rows:
+    """Returns a row per layer: mean SID of test images, nats, and the accuracy on the whole test set.
+
+    Args:
+        run: Folder of a run.
+        layers: Names of layers.
+        images: Number of test images.
+    """
+    from netprism.discarding import strict_information_discarding
+
+    net, x, labels = _trained(run)
+    accuracy = _accuracy(net, x, labels)
+    found = strict_information_discarding(net, layers, x[:images], num_vjps=32, seed=0)
+    return [{"layer": layer, "SID": float(found[layer].mean.mean()), "accuracy": accuracy} for layer in layers]
+
+
+def robustness(run: Path, layer: str, images: int = 20, classes: int = 3, steps: int = 40, eps: float = 0.05) -> Rows:
+    """Returns one row: how far test images are from wrong classes, and what a layer discards.
+
+    Args:
+        run: Folder of a run.
+        layer: The layer whose SID is measured.
+        images: Number of test images.
+        classes: Number of most probable wrong classes per image.
+        steps: Steps of the smallest attack.
+        eps: Largest change of a pixel in the attack whose accuracy is measured, 20 steps.
+
+    Returns:
+        distance: Mean l_2 distance of `adversarial_distances`, of pixels in [0, 1]; attacked: accuracy under `pgd`; SID
+        in nats; accuracy.
+    """
+    from netprism.interventions import Pixels, adversarial_distances, pgd
+
+    net, x, labels = _trained(run)
+    pixels = Pixels.of(_data(run))
+    few = x[:images], labels[:images]
+    distances = adversarial_distances(net, [few], num_classes=classes, steps=steps, pixels=pixels)
+    attacked = pgd(net, x[:100], labels[:100], eps=eps, pixels=pixels)
+    (row,) = discarded(run, [layer], images)
+    return [
+        {
+            "distance": float(distances[distances.isfinite()].mean()),
+            "attacked": _accuracy(net, attacked, labels[:100]),
+            "SID": row["SID"],
+            "accuracy": row["accuracy"],
+        }
+    ]
+
+
+def coherency(run: Path, images: int = 8, factor: float = 4.0) -> Rows:
+    """Returns a row per measure and layer: how much its map changes when the function of the network does not.
+
+    In each block of a ResNet the first BatchNorm is divided by a factor and the convolution behind it multiplied by it,
+    so that every image keeps its logits.
+
+    Args:
+        run: Folder of a run of `netprism.nets.ResNet`.
+        images: Number of test images.
+        factor: The factor.
+
+    Returns:
+        measure, layer, and change: the mean absolute change of the map, divided by the standard deviation of the map
+        before.
+    """
+    import copy
+
+    import torch
+
+    from netprism.discarding.baselines import grad_cam, gradient_map
+    from netprism.discarding.sid import strict_information_discarding
+    from netprism.nets.resnet import BasicBlock
+
+    net, x, _ = _trained(run)
+    x = x[:images]
+    other, target = copy.deepcopy(net), net(x).argmax(1)
+    layers = []
+    with torch.no_grad():
+        for name, block in other.named_modules():
+            if isinstance(block, BasicBlock):
+                layers.append(f"{name}.bn1")
+                for parameter in (block.bn1.weight, block.bn1.bias):
+                    parameter.div_(factor)
+                block.conv2.weight.mul_(factor)
+    if not layers:
+        raise ValueError(f"{run} is no ResNet; expected netprism.nets.ResNet")
+    entropies = [strict_information_discarding(one, layers, x, num_vjps=32, seed=0) for one in (net, other)]
+    rows: Rows = []
+    for layer in layers:
+        maps = {
+            "SID": [found[layer].entropy_map for found in entropies],
+            "gradient map": [gradient_map(one, x, target, layer=layer) for one in (net, other)],
+            "Grad-CAM": [grad_cam(one, layer, x, target) for one in (net, other)],
+        }
+        for measure, (before, after) in maps.items():
+            change = float((after - before).abs().mean() / before.std())
+            rows.append({"measure": measure, "layer": layer, "change": change})
+    return rows
+
+
+def _data(run: Path) -> ImageDataModule:
+    from netprism.analysis.networks import data_of_run
+
+    return data_of_run(str(run / "checkpoints" / "best.ckpt"), None)
+
+
+def _trained(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network of a run, with its test images and their classes, in an order that mixes the classes."""
+    import torch
+
+    from netprism.runs.teachers import trained
+
+    data = _data(run)
+    data.setup("fit")
+    test = data.monitor_dataset("test")
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
+    images, labels = zip(*(test[i][:2] for i in order), strict=True)
+    return trained(checkpoint=str(run / "checkpoints" / "best.ckpt")), torch.stack(images), torch.tensor(labels)
+
+
+def _accuracy(net: nn.Module, x: Tensor, labels: Tensor) -> float:
+    import torch
+
+    with torch.no_grad():
+        seen = torch.cat([net(part).argmax(1) for part in x.split(128)])
+    return float((seen == labels).float().mean())
