@@ -1,7 +1,9 @@
 import math
+from functools import partial
 
 import pytest
 from PIL import Image
+from published_data import write_cub, write_tiny
 
 from netprism.callbacks import GatingEntropy
 from netprism.cli.main import experiments, run
@@ -71,11 +73,37 @@ LOGGED = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in experiments() if name.split("/")[0] in LOGGED])
+WRITTEN = {"tiny_imagenet": write_tiny, "cub200": partial(write_cub, each=4)}
+ON_FILES = [name for name in experiments() if any(data in name for data in WRITTEN)]
+ON_TENSORS = [name for name in experiments() if name not in ON_FILES]
+
+
+@pytest.mark.parametrize("name", [name for name in ON_TENSORS if name.split("/")[0] in LOGGED])
 def test_others_run_for_a_step(name, monkeypatch, cifar10_root):
     _, values = dry_run(name, cifar10_root, monkeypatch)
+    check_logged(name, values)
+
+
+def check_logged(name, values):
     expected = LOGGED[max((start for start in LOGGED if name.startswith(start)), key=len)]
     assert any(key.startswith(expected) for key in values), sorted(values)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*there are no more", "ignore:.*fewer than", "ignore:.*has one region"
+)  # few and small
+@pytest.mark.parametrize("name", ON_FILES)
+def test_those_on_published_files_run_for_a_step(name, monkeypatch, tmp_path):
+    (write,) = (write for data, write in WRITTEN.items() if data in name)
+    write(tmp_path / "data")
+    options = ["--data.image_size=32", "--data.num_workers=0", "--data.classes=null"]
+    if "vgg16" in name:  # 138 million weights
+        options.append("--model.net=torchvision.models.resnet18")
+    if "tiny_imagenet" in name:
+        options.append("--model.net.init_args.width=8")
+    _, values = dry_run(name, tmp_path / "data", monkeypatch, *options)
+    check_logged(name, values)
+    assert ("discarding/concentration" in " ".join(values)) == (name == "discarding/cub200_resnet34")
 
 
 @pytest.mark.filterwarnings("ignore:.*there are no more")  # 8 images of 2 classes
