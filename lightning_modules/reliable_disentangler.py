@@ -85,7 +85,7 @@ class ReliableDisentangler(TeacherModule):
         width: float = 1.0,
         skip: bool = True,
         rounds: int = 10,
-        refit: bool = False,
+        refit: bool = True,
         input_shape: tuple[int, ...] | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_final_factor: float = 0.01,

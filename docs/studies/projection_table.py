@@ -46,13 +46,13 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ours, no center": lambda f, z: fit_projection(f, z, center=False)(f).detach(),
     "DRPR": lambda f, z: gaussian_projection(f, soft_targets(z)),
     "PCA": lambda f, z: centred(PCA(DIMENSIONS), f),
+    "length of f": lambda f, z: f.double(),
+    "best linear map": lambda f, z: most_correlated(f, output_entropy(soft_targets(z))),
     "t-SNE": lambda f, z: centred(TSNE(DIMENSIONS, random_state=0), f),
     "LLE": lambda f, z: centred(
         LocallyLinearEmbedding(n_neighbors=NEIGHBOURS, n_components=DIMENSIONS, random_state=0), f
     ),
     "Isomap": lambda f, z: centred(Isomap(n_neighbors=NEIGHBOURS, n_components=DIMENSIONS), f),
-    "length of f": lambda f, z: f.double(),
-    "best linear map": lambda f, z: most_correlated(f, output_entropy(soft_targets(z))),
 }
 DATA = {"digits": ("classify/digits_resnet8", Digits), "photos": ("classify/photos_resnet8", Photos)}
 DRAWN = ("ours", "DRPR", "PCA", "t-SNE", "LLE", "Isomap")

@@ -104,7 +104,7 @@ def reliability_of_covariance(
     orders: Sequence[int],
     readouts: Sequence[Sequence[Tensor]],
     rounds: int = 10,
-    refit: bool = False,
+    refit: bool = True,
 ) -> Reliability:
     """Returns the reliability that follows from the covariance of all features together.
 

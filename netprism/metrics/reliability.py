@@ -31,7 +31,7 @@ class ReliabilityMetric(CovarianceState):
         orders: Sequence[int],
         readouts: Sequence[Sequence[Tensor]],
         rounds: int = 10,
-        refit: bool = False,
+        refit: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(**options)

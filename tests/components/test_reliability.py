@@ -72,7 +72,7 @@ def test_a_network_and_its_mixture_are_all_reliable_to_each_other():
 def test_nothing_of_independent_networks_is_reliable():
     psi, readouts, _ = synthetic(shared=0)
     for reliable, readout in zip(reliable_part(psi, readouts), readouts, strict=True):
-        assert variance(reliable) / variance(psi @ readout.T) < 1e-3
+        assert variance(reliable) / variance(psi @ readout.T) < 2e-3
 
 
 @pytest.mark.parametrize("refit", [False, True])
@@ -93,9 +93,9 @@ def test_of_what_j_of_k_networks_have_j_over_k_is_left_after_each_round(networks
 
 
 @pytest.mark.parametrize("c", [0.0, 0.5, 0.9, 0.99, 1.0])
-def test_what_two_networks_with_one_correlated_direction_keep(c):
+def test_what_two_networks_with_one_correlated_direction_keep_with_the_first_maps(c):
     readouts = [torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[c, (1 - c**2) ** 0.5]]).double()]
-    chain, _ = reliable_readouts(readouts, round_trips(torch.eye(2), readouts, rounds=10))
+    chain, _ = reliable_readouts(readouts, round_trips(torch.eye(2), readouts, rounds=10, refit=False))
     for rounds in (0, 1, 10):
         kept = float(chain[rounds].square().sum())
         assert kept == pytest.approx(((1 + c) / 2) ** (2 * rounds + 1) + ((1 - c) / 2) ** (2 * rounds + 1))
@@ -105,7 +105,7 @@ def test_what_two_networks_with_one_correlated_direction_keep(c):
 def test_what_they_keep_when_the_maps_are_fitted_again(c, rho):
     """On the bisector 1 / (1 + x^2) is left, at right angles x^2 / (1 + x^2), with x = tan t/2; then x becomes x^3."""
     readouts = [torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[c, (1 - c**2) ** 0.5]]).double()]
-    chain, _ = reliable_readouts(readouts, round_trips(torch.eye(2), readouts, rounds=10, refit=True))
+    chain, _ = reliable_readouts(readouts, round_trips(torch.eye(2), readouts, rounds=10))
     x = ((1 - c) / (1 + c)) ** 0.5
     along, across = (1 + c) / 2, (1 - c) / 2
     for measured in chain:
@@ -120,7 +120,7 @@ def test_a_constant_is_no_evidence_of_agreement_and_is_kept():
     psi = psi + 100
     for reliable, readout in zip(reliable_part(psi, readouts), readouts, strict=True):
         torch.testing.assert_close(reliable.mean(0), (psi @ readout.T).mean(0))
-        assert variance(reliable) / variance(psi @ readout.T) < 1e-3
+        assert variance(reliable) / variance(psi @ readout.T) < 2e-3
 
 
 def test_the_maps_are_the_ones_of_least_error():

@@ -4,11 +4,14 @@ import numpy as np
 
 
 def round_trips(psi, readouts, rounds, refit=False):
-    """psi_r for r = 0..R; psi is (n, d) about its mean, h_k the least-squares regression of psi on g_k(psi)."""
+    """psi_r for r = 0..R; psi is (n, d) about its mean, h_k the least-squares regression of psi on g_k(psi).
+
+    Directions with less than 1e-10 of the largest variance are left out.
+    """
     trips, maps = [psi], None
     for _ in range(rounds):
         if refit or maps is None:
-            maps = [np.linalg.lstsq(trips[-1] @ readout.T, trips[-1], rcond=1e-9)[0] for readout in readouts]
+            maps = [np.linalg.lstsq(trips[-1] @ readout.T, trips[-1], rcond=1e-5)[0] for readout in readouts]
         back = [trips[-1] @ readout.T @ h for readout, h in zip(readouts, maps, strict=True)]
         trips.append(sum(back) / len(back))
     return trips
