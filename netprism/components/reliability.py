@@ -22,8 +22,8 @@ the two have in common after one round counts as shared in the next, and soon no
 
     ((1 + c)/2)^(2R+1) + ((1 - c)/2)^(2R+1)
 
-is left: .90, .34 and .002 at R = 10. It tends to 0 with R unless features are identical. The paper's own training of h_k is in
-`netprism.components.as_published`.
+is left: .90, .34 and .002 at R = 10. It tends to 0 with R unless features are identical. The paper's own
+training of h_k is in `netprism.components.as_published`.
 
 Source: Ren et al. 2020, section 3.2, eq. (5), appendix C, https://arxiv.org/abs/2006.15920.
 """
