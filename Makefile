@@ -6,8 +6,8 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers check docs bench clean \
-  experiment run
+.PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers test-oldest check \
+  release docs bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -22,9 +22,11 @@ help:
 	@echo 'make compare RUNS="runs/... runs/..."   several runs over one another, compare.html'
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
 	@echo 'make test-slurm              those that start a real Slurm'
+	@echo 'make test-oldest             the tests with the lowest versions that pyproject.toml allows, in .venv-oldest'
 	@echo 'make check                   ruff, mypy and the tests'
 	@echo 'make test-strangers          monitors on real modules of timm, transformers, lightly and torchgeo, where installed'
 	@echo 'make docs                    the documentation as a site, site/index.html'
+	@echo 'make release                 wheel and sdist in dist/, installed in a clean environment and tried there'
 	@echo 'make bench                   the timings of benchmarks/'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
 
@@ -76,7 +78,7 @@ run:
 	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test test-slurm test-strangers check: export OMP_NUM_THREADS ?= 1
+test test-slurm test-strangers test-oldest check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -86,6 +88,14 @@ test-slurm: .venv/ready
 
 test-strangers: .venv/ready
 	@$(PY) -m pytest tests/strangers -m strangers $(ARGS)
+
+test-oldest: .venv-oldest/ready
+	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+.venv-oldest/ready: pyproject.toml .venv/ready
+	@.venv/bin/uv venv --quiet --clear --python $(PY) .venv-oldest
+	@.venv/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
 
 check: .venv/ready
 	@$(PY) -m ruff check
@@ -103,9 +113,19 @@ docs: .venv/docs
 	@$(PY) -m mkdocs build
 	@echo 'site/index.html'
 
+# Far from the checkout, so that what is tried is what people install.
+release: .venv/ready
+	@rm -rf dist build
+	@$(PY) -m hatchling build
+	@$(PY) -m pytest -q tests/test_packaging.py
+	@$(PYTHON) -m venv build/clean
+	@build/clean/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
+	@mkdir build/desk && cd build/desk && WANDB_MODE=disabled ../clean/bin/netprism fit --config quickstart --trainer.max_epochs 2
+	@build/clean/bin/netprism --version && ls dist
+
 bench: .venv/ready
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
 
 clean:
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
-	@find . -path ./.venv -prune -o -name __pycache__ -print0 | xargs -0 rm -rf
+	@find . -path './.venv*' -prune -o -name __pycache__ -print0 | xargs -0 rm -rf

@@ -81,6 +81,8 @@ class Monitor(pl.Callback):
         per_layer: bool | int = MOST_LAYERS_LOGGED,
     ) -> None:
         check_at_least(num_images=(num_images, 1), batch_size=(batch_size, 1), every_n_epochs=(every_n_epochs, 1))
+        if seed is None or not 0 <= seed < 2**32:  # null of a config is not None to its parser
+            raise ValueError(f"seed is {seed}; expected 0 to {2**32 - 1}")
         if on_error not in get_args(OnError):
             raise ValueError(f"on_error is {on_error!r}; expected {' or '.join(get_args(OnError))}")
         self.name, self.every_n_epochs, self.measure_untrained = name, every_n_epochs, measure_untrained

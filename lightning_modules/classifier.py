@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from netprism.checks import check_optimizer
 from netprism.nets import fit_to
 from netprism.nets.fitting import output_layer, outputs_of
 
@@ -56,6 +57,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
+        check_optimizer(optimizer)
         self.net, self.num_classes, self.optimizer, self.scheduler = net, num_classes, optimizer, scheduler
         if num_classes is None and (last := output_layer(net)) is not None:
             self.num_classes = outputs_of(last[1])

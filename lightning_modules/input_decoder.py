@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from netprism.checks import check_optimizer
 from netprism.discarding.decoder import Decoder
 from netprism.figures import reconstruction as figures
 from netprism.lightning_modules._base import Batch, TeacherModule
@@ -73,6 +74,7 @@ class InputDecoder(TeacherModule):
         if not layers:
             raise ValueError("layers is []; expected at least one layer of the teacher")
         self.layers, self.width, self.blocks = tuple(dict.fromkeys(layers)), width, blocks
+        check_optimizer(optimizer)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.decoders = nn.ModuleDict()
         self.train_meters, self.val_meters, self.test_meters = (_meters(self.layers) for _ in range(3))

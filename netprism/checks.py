@@ -56,6 +56,16 @@ def check_tensor(
         raise ValueError(f"{name} has {values[bad][0].item():g} in it; expected {allowed}")
 
 
+def check_optimizer(optimizer: object) -> None:
+    """Refuses what cannot make an optimizer of parameters, such as the null of a config.
+
+    Raises:
+        ValueError: It cannot be called.
+    """
+    if not callable(optimizer):
+        raise ValueError(f"optimizer is {optimizer}; expected a class of torch.optim")
+
+
 def check_labels(labels: Tensor, samples: int, classes: int) -> None:
     """Refuses labels that are not one class per sample.
 

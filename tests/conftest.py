@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import urllib.error
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,16 @@ import torch
 from torchvision import datasets
 
 torch.set_num_threads(1)  # a process forked from one that has used OpenMP threads hangs in its first parallel loop
+
+NEWEST = {"torch": (2, 15), "matplotlib": (3, 11), "numpy": (2, 4)}  # what the tests have run on
+
+
+def pytest_configure(config):
+    """A warning is an error, but not with packages that are newer than the tests: it is no fault of their user."""
+    for package, newest in NEWEST.items():
+        if tuple(map(int, version(package).split(".")[:2])) > newest:
+            config.addinivalue_line("filterwarnings", "default")
+
 
 MakeDataSet = Callable[..., Path]
 

@@ -1,12 +1,16 @@
 """What people install is what stands in the checkout: built, unpacked and imported far from it."""
 
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import netprism
 
 ROOT = Path(__file__).parents[1]
 LINKS = ("callbacks", "configs", "datamodules", "lightning_modules")  # in netprism/, of folders beside it
@@ -61,6 +65,18 @@ def test_the_wheel_has_every_source_file_and_puts_no_other_name_into_site_packag
     assert wanted <= names
     assert {name.partition("/")[0] for name in names} == {"netprism"}
     assert not [name for name in names if "__pycache__" in name]
+
+
+def test_the_wheel_has_types_and_licence_and_no_tests_and_the_version_that_the_others_have(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert "netprism/py.typed" in names
+    assert f"netprism-{version}.dist-info/licenses/LICENSE" in names
+    assert not [name for name in names if "test" in name or name.endswith((".png", ".md"))]
+    assert netprism.__version__ == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## \[?{re.escape(version)}\]?", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
 def test_the_wheel_of_the_sdist_is_the_same(wheel, tmp_path):

@@ -173,6 +173,10 @@ class NetprismCLI(LightningCLI):
         if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > MOST_PROCESSES * cores:
             most = f"at most {MOST_PROCESSES * cores}, since this machine has {cores} cores"
             raise ValueError(f"trainer.devices is {trainer.num_devices}; expected {most}")
+        workers = getattr(self._get(self.config_init, "data"), "num_workers", 0)
+        if workers > MOST_PROCESSES * cores:
+            most = f"at most {MOST_PROCESSES * cores}, since this machine has {cores} cores"
+            raise ValueError(f"data.num_workers is {workers}; expected {most}")
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set in one of Lightning's connectors
         callbacks[:0] = [ExactResume(), CheckEqualBatches()]
         if not any(isinstance(callback, Requeue) for callback in callbacks):

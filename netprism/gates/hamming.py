@@ -44,10 +44,10 @@ def distances_to(own: Tensor, others: Tensor) -> Tensor:
     common, ones = torch.zeros(len(own), len(others), dtype=torch.int32, device=own.device), torch.ones_like(own[:1])
     counts, other_counts = torch.zeros_like(common[:, :1]), torch.zeros_like(common[:1])
     for a, b, one in zip(own.split(_RUN, 1), others.split(_RUN, 1), ones.split(_RUN, 1), strict=True):
-        common += _product(a, b)
+        common += int8_product(a, b)
         # Sums by products with ones: 50 times as fast as torch.sum from int8 to int32.
-        counts += _product(a, one)
-        other_counts += _product(one, b)
+        counts += int8_product(a, one)
+        other_counts += int8_product(one, b)
     return counts + other_counts - 2 * common
 
 
@@ -69,7 +69,7 @@ def class_counts(gates: PackedGates, classes: Tensor) -> Tensor:
         classes: Class of each sample `(n,)`, 0 to C - 1.
     """
     members = one_hot(classes).T.to(torch.int8).contiguous()
-    runs = [_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)]
+    runs = [int8_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)]
     return torch.cat(runs, dim=1)[:, : gates.size].long()
 
 
@@ -77,10 +77,10 @@ def _add_gram_(gram: Tensor, run: Tensor) -> None:
     """Adds `run @ run.T` to the blocks on and below the diagonal of `gram`."""
     for start in range(0, len(run), _ROWS):
         rows = slice(start, start + _ROWS)
-        gram[rows, : start + _ROWS] += _product(run[rows], run[: start + _ROWS])
+        gram[rows, : start + _ROWS] += int8_product(run[rows], run[: start + _ROWS])
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def int8_product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` of zeros and ones, int8 `(n, d)` and `(m, d)`, exact: int32 `(n, m)`."""
     if a.device.type == "cpu" and _int8_is_fast():
         return torch._int_mm(a, b.T)

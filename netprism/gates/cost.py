@@ -1,0 +1,72 @@
+"""What the entropy of many samples will cost, said before it begins: memory and time grow as n^2."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+MANY = 10_000  # samples from which it is said: .8 GB of distances
+_RUN = 33_000  # bytes of a sample while a run of gates is unpacked
+_KERNEL = 1.5e-8  # seconds for the kernel of a pair of samples, on one core
+_PROBE = 512, 4096  # samples and gates of the product that is timed, .5 G multiply-adds
+log = logging.getLogger(__name__)
+
+
+def needed_bytes(samples: int) -> int:
+    """Returns the memory of `transformation_complexity` beside the packed gates: two int32 `(n, n)`, and a run."""
+    return 8 * samples**2 + _RUN * samples
+
+
+def announce(samples: int, gates: int, layers: int, device: torch.device, product: Product) -> None:
+    """Says in a line what the distances of many samples will take; nothing for fewer than `MANY`.
+
+    Args:
+        samples: Number n of samples.
+        gates: Number d of gates of all layers.
+        layers: Number of layers.
+        device: Where they are.
+        product: The product of int8 `(n, d)` and `(m, d)` that is timed, once.
+
+    Raises:
+        ValueError: They need more memory than is free, where that is known: on a CPU under Linux. Otherwise the kernel
+            would end the process without a word.
+    """
+    if samples < MANY:
+        return
+    needed, free = needed_bytes(samples), free_bytes() if device.type == "cpu" else None
+    what = f"distances of {samples} samples need {needed / 1e9:.1f} GB"
+    if free is not None and needed > free:
+        raise ValueError(f"{what} and {free / 1e9:.1f} GB are free; expected fewer samples, such as num_images=2000")
+    minutes = samples**2 * (gates / 2 / _rate(device, product) + _KERNEL * (2 * layers + 1)) / 60
+    log.warning(f"{what} and, of {gates} gates, about {minutes:.2g} minutes")
+
+
+def free_bytes() -> int | None:
+    """Returns the memory that can be had without swapping, of this machine and of its container; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    available = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no container, or "max"
+        return available
+    return limit - used if available is None else min(available, limit - used)
+
+
+def _rate(device: torch.device, product: Product) -> float:
+    """Multiply-adds per second."""
+    n, d = _PROBE
+    run = torch.ones(n, d, dtype=torch.int8, device=device)
+    product(run[:8], run[:8])
+    begin = time.perf_counter()
+    float(product(run, run)[0, 0])  # waits for a GPU
+    return n * n * d / max(time.perf_counter() - begin, 1e-6)
