@@ -15,7 +15,8 @@ FLOORS = [  # the lowest first; rooms of one floor do not know each other
     {"gates"},  # network_split.py in components looks at gates to find where a layer ends
     {"components", "discarding", "knowledge"},
     {"interventions"},  # changes networks and images, and looks at them again
-    {"figures", "metrics", "runs"},
+    {"figures", "runs"},
+    {"metrics"},  # their plot()
     {"loggers", "report"},
     {"datamodules"},
     {"callbacks"},

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from matplotlib import colormaps
+from cycler import cycler
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,13 +19,44 @@ from torch import Tensor
 
 from netprism.files import whole_file
 
+P = ParamSpec("P")
+T = TypeVar("T")
 History = Sequence[Mapping[str, float]]
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: colours that the colour-blind tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+FORMATS = "NETPRISM_FIGURES"  # environment: formats of figures beside PNG
+STYLE: Any = {
+    "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": "medium", "font.family": "DejaVu Sans", "font.size": 9, "image.cmap": "viridis",
+    "legend.frameon": False, "legend.fontsize": "small", "lines.linewidth": 1.4, "lines.markersize": 4,
+    "pdf.fonttype": 42, "svg.fonttype": "none",  # text stays text
+}  # fmt: skip
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Draws in the one style of all figures; matplotlib's own settings are as before afterwards."""
+
+    @functools.wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> T:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return in_style
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes a PNG, whole or not at all; the folder is created."""
+    """Writes a PNG, and beside it the formats in `$NETPRISM_FIGURES` (`pdf`, `svg`), each whole or not at all.
+
+    The folder is created.
+
+    Raises:
+        ValueError: The variable names another format.
+    """
+    for kind in filter(None, os.environ.get(FORMATS, "").replace(" ", "").split(",")):
+        if kind not in ("pdf", "svg"):
+            raise ValueError(f"{FORMATS} is {os.environ[FORMATS]!r}; expected pdf, svg, or both with a comma")
+        with rc_context(STYLE):
+            write_whole(path.with_suffix(f".{kind}"), lambda temporary: figure.savefig(temporary))
     return write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from netprism.figures._common import History, epoch_axis, panels, save
+from netprism.figures._common import History, epoch_axis, panels, save, styled
 
 _LAYERWISE = (
     ("complexity", "complexity as penalised, nats"),
@@ -38,6 +38,7 @@ def draw(history: History, folder: Path) -> list[Path]:
     return [save(penalty_curves(history), folder / "penalty_curves.png")] if history else []
 
 
+@styled
 def penalty_curves(history: History) -> Figure:
     """Energies, gaps and acceptance of each layer over epochs, and the train-test gap."""
     keys = dict.fromkeys(key for row in history for key in row)
@@ -56,6 +57,7 @@ def penalty_curves(history: History) -> Figure:
     return figure
 
 
+@styled
 def weight_sweep(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Entropy, accuracy and over-fitting against the weight, and accuracy against entropy, one line per estimator.
 

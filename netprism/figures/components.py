@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netprism.components.measures import Components, overfitting
-from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save
+from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save, styled
 from netprism.files import write_table, write_text
 
 _CURVES = (
@@ -81,6 +81,7 @@ def tabulate(found: Mapping[str, Components], folder: Path, name: str) -> list[P
     return [folder / f"{name}.json", table]
 
 
+@styled
 def curves(history: History) -> Figure:
     """Draws quantities over epochs, a line per order; training images solid, test images dashed."""
     shown = [(key, label) for key, label in _CURVES if any(k.startswith(f"{key}/") for k in history[-1])]
@@ -101,6 +102,7 @@ def curves(history: History) -> Figure:
     return figure
 
 
+@styled
 def bars(found: Mapping[str, Components]) -> Figure:
     """Draws the last measurement: a group of bars per order, training beside test images."""
     shown: list[tuple[str, str]] = [("significance", "significance"), ("unexplained", "unexplained by Φ")]
@@ -123,6 +125,7 @@ def bars(found: Mapping[str, Components]) -> Figure:
     return figure
 
 
+@styled
 def channel_maps(
     images: Tensor, feature: Tensor, approximations: Tensor, orders: Sequence[int], channels: Sequence[int] | int
 ) -> Figure:

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save
+from netprism.figures._common import History, as_picture, epoch_axis, panels, rising_colors, save, styled
 
 _QUANTITIES = ("SID", "RU", "concentration")
 _CELL = 96  # pixels of an image in the grid
 _GAP = 4  # pixels between two images
 
 
+@styled
 def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str = "H, nats", rows: int = 8) -> Path:
     """Draws one row per image: the image, then the map of each layer. All maps share one colour scale.
 
@@ -56,6 +57,7 @@ def maps(images: Tensor, entropies: Mapping[str, Tensor], path: Path, label: str
     return save(figure, path)
 
 
+@styled
 def curves(history: History, path: Path) -> Path | None:
     """Draws each quantity over the epochs, one line per layer. Returns None where there is only one epoch.
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from netprism.figures._common import History, epoch_axis, epoch_name, panels, save
+from netprism.figures._common import History, epoch_axis, epoch_name, panels, save, styled
 from netprism.gates.entropy import GateComplexity
 
 _CURVES = (
@@ -63,23 +63,40 @@ def draw(history: History, rates: Mapping[str, Mapping[str, Any]], folder: Path,
     return [save(figure, folder / f"{name}_{what}.png") for what, figure in drawn.items()]
 
 
+@styled
 def entropy_curves(history: History) -> Figure:
     """Entropy, class information, total correlation and saturation over epochs, of training and test images."""
     shown = [(key, label) for key, label in _CURVES if any(key in row for row in history)]
     columns = min(2, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 3.2 * rows), layout="constrained")
+    counts = {prefix: _images(history, prefix) for prefix in ("", "test/")}
+    names = {prefix: f"{split} images, n = {counts[prefix]}" for prefix, split in (("", "training"), ("test/", "test"))}
     for axes, (key, label) in zip(panels(figure, rows, columns, len(shown)), shown, strict=True):
-        for column, split, style in ((key, "training images", "o-"), (f"test/{key}", "test images", "s--")):
+        for column, split, style in ((key, names[""], "o-"), (f"test/{key}", names["test/"], "s--")):
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, markersize=3 if len(points) < 40 else 1, label=split)
         axes.set_title(label, fontsize="medium")
         epoch_axis(axes)
-    figure.axes[0].legend(frameon=False)
+    figure.axes[0].legend()
+    if counts["test/"] and counts[""] != counts["test/"]:
+        figure.supxlabel(
+            "Values over different numbers of images cannot be compared with one another.", fontsize="small"
+        )
     return figure
 
 
+def _images(history: History, prefix: str) -> int:
+    """The number of images, from H and H / log2 n; 0 where neither tells."""
+    for row in history:
+        entropy, saturation = row.get(f"{prefix}entropy", 0.0), row.get(f"{prefix}saturation", 0.0)
+        if entropy > 0 and saturation > 0:
+            return round(2 ** (entropy / saturation))
+    return 0
+
+
+@styled
 def layers_by_epochs(history: History) -> Figure:
     """H(Sigma_l) as a heat map: one row per layer, one column per epoch; training and test images."""
     splits = [(f"{p}entropy/", title) for p, title in (("", "training images"), ("test/", "test images"))]
@@ -104,6 +121,7 @@ def layers_by_epochs(history: History) -> Figure:
     return figure
 
 
+@styled
 def activation_rate_histograms(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
     """How often the gates of each layer are open, at the first, the lowest-entropy and the last measurement."""
     layers = [layer for layer in rates["first"]["layers"] if all(layer in r["layers"] for r in rates.values())]

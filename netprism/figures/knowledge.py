@@ -11,15 +11,17 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from netprism.figures._common import History, as_picture, epoch_axis, epoch_name, panels, save
+from netprism.figures._common import History, as_picture, epoch_axis, epoch_name, panels, save, styled
 from netprism.figures.projection import Scatter, film, page
 from netprism.knowledge.points import KnowledgePointCounts
 
 Frame = dict[str, Any]  # kept in checkpoints: epoch, directions, names, layers -> points, labels, means, covariances
 
+RIGHT, WRONG = "#0072B2", "#E69F00"  # blue and orange: red and green are one to many
 IMAGES = 8  # images that are drawn
 FRAMES = 50  # largest number of frames of a film
 _FILM_IMAGES = 20  # images whose regions are points of the film: 26 kB per layer and epoch with 64 regions
@@ -80,7 +82,7 @@ def draw(
         folder: Folder to write into, created if missing.
         name: Name of the monitor.
     """
-    paths = [save(curves(history, list(frames[-1]["layers"])), folder / f"{name}_points.png")]
+    paths = [save(curves(history, list(frames[-1]["layers"]), len(frames[-1]["names"])), folder / f"{name}_points.png")]
     if images is not None and last:
         paths.append(save(outlines(images, last), folder / f"{name}_regions.png"))
     return paths + draw_projected(frames, folder, name)
@@ -100,7 +102,8 @@ def turnable_pages(frames: Sequence[Frame], folder: Path, name: str) -> list[Pat
     return [page(_scatters(frames, layer), folder / f"{name}_film_{layer}.html") for layer in layers]
 
 
-def curves(history: History, layers: Sequence[str]) -> Figure:
+@styled
+def curves(history: History, layers: Sequence[str], classes: int) -> Figure:
     """Draws all and reliable knowledge points over epochs, and their ratio, in one colour per layer."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     counts, ratios = panels(figure, 1, 2, 2)
@@ -111,6 +114,7 @@ def curves(history: History, layers: Sequence[str]) -> Figure:
         counts.plot(epochs, [row[f"reliable/{layer}"] for row in history], linestyle="--", **look)
         ratios.plot(epochs, [row[f"ratio/{layer}"] for row in history], label=layer, **look)
     counts.set_title("knowledge points per image (dashed: reliable)", fontsize="medium")
+    ratios.axhline(1 / classes, color="0.5", linewidth=1, linestyle=":", label=f"chance, 1/{classes}")
     ratios.set(title="fraction that is reliable", ylim=(0, 1))
     ratios.title.set_fontsize("medium")
     ratios.legend(frameon=False, loc="upper left")  # few ratios come near 1
@@ -119,22 +123,27 @@ def curves(history: History, layers: Sequence[str]) -> Figure:
     return figure
 
 
+@styled
 def outlines(images: Tensor, last: Mapping[str, tuple[tuple[int, int], KnowledgePointCounts]]) -> Figure:
-    """Draws the first images for each layer, knowledge points outlined in green where reliable, in red where not."""
+    """Draws the first images for each layer, knowledge points outlined in blue where reliable, in orange where not."""
     count = min(IMAGES, len(images))
-    figure = Figure(figsize=(1.1 * count + 0.9, 1.15 * len(last)), layout="constrained")
+    figure = Figure(figsize=(1.1 * count + 0.9, 1.15 * len(last) + 0.3), layout="constrained")
     grid = panels(figure, len(last), count, count * len(last))
     for row, (layer, (sides, found)) in enumerate(last.items()):
         for column in range(count):
             axes = grid[row * count + column]
             axes.imshow(as_picture(images[column]))
-            for mask, colour in ((found.mask & ~found.reliable, "tab:red"), (found.reliable, "tab:green")):
+            for mask, colour in ((found.mask & ~found.reliable, WRONG), (found.reliable, RIGHT)):
                 _outline(axes, mask[column].view(sides).cpu(), images.shape[2:], colour)
             axes.set(xticks=[], yticks=[])
         grid[row * count].set_ylabel(layer, fontsize="small")
+    says = {RIGHT: "decides for the right class by itself", WRONG: "for a wrong one"}
+    handles = [Line2D([], [], color=colour, label=text) for colour, text in says.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
+@styled
 def ellipsoids(frame: Frame) -> Figure:
     """Draws the regional features of some images per layer, with an ellipsoid of one standard deviation per class."""
     layers = frame["layers"]
@@ -148,13 +157,16 @@ def ellipsoids(frame: Frame) -> Figure:
             axes.scatter(*own.T.numpy(), s=1, color=colour, depthshade=False)
             axes.quiver(0, 0, 0, *(reach * direction).tolist(), color=colour, arrow_length_ratio=0.08)
             surface = ellipsoid(parts["means"][category], parts["covariances"][category])
-            axes.plot_surface(*surface.unbind(2), color=colour, alpha=0.2, linewidth=0, shade=False)
+            axes.plot_surface(*surface.unbind(2), color=colour, alpha=0.35, linewidth=0, shade=False)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach))
         axes.set_title(layer, fontsize="medium", y=1.0)
         for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
             axis.set_major_locator(MaxNLocator(4))
         axes.tick_params(labelsize="xx-small", pad=-3)
-    figure.suptitle(f"regional features, epoch {epoch_name(frame['epoch'])}", fontsize="medium")
+    when = epoch_name(frame["epoch"])
+    figure.suptitle(f"regional features, epoch {when}; arrows: directions of the classes", fontsize="medium")
+    shown = [Line2D([], [], color=colormaps["tab10"](i % 10), label=name) for i, name in enumerate(frame["names"][:10])]
+    figure.legend(handles=shown, loc="lower center", ncols=len(shown), title="class")
     return figure
 
 

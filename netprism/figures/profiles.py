@@ -8,12 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from netprism.figures._common import COLOURS, panels
+from netprism.figures._common import COLOURS, panels, styled
 
 Profiles = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 MOST_TICKS = 12
 
 
+@styled
 def layer_profiles(profiles: Profiles) -> tuple[Figure, list[Axes]]:
     """Draws quantities over the layers, in their order, as measured: the curve may rise and fall.
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from netprism.figures._common import save, write_whole
+from netprism.figures._common import save, styled, write_whole
 
 _SIZE = 2.5  # size of a point
 
@@ -61,6 +61,7 @@ def draw(scatter: Scatter, stem: Path) -> list[Path]:
     return [save(figure(scatter), png), page([scatter], html)]
 
 
+@styled
 def figure(scatter: Scatter, reach: float | None = None) -> Figure:
     """Draws features by strength, and on the sphere, each with an arrow per category.
 

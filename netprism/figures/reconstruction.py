@@ -8,9 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from netprism.figures._common import as_picture, save
+from netprism.figures._common import as_picture, save, styled
 
 
+@styled
 def draw(images: Tensor, rebuilt: Mapping[str, Tensor], path: Path) -> Path:
     """Draws the images in the first row, and one row per layer with what a decoder rebuilds from it.
 

@@ -8,8 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from netprism.components.regressor import Floats, Plane
+from netprism.figures._common import styled
 
 
+@styled
 def regression_plane(plane: Plane, performance: Sequence[float], groups: Sequence[str], what: str) -> Figure:
     """Draws networks as points, their performance as height, and the fitted plane; a line per network is its error.
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from netprism.components.reliable_variance import Reliability
-from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save
+from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save, styled
 from netprism.files import write_table, write_text
 
 
@@ -55,6 +55,7 @@ def write_tables(found: Reliability, folder: Path) -> list[Path]:
     return [write_table(folder / "reliability.csv", found.rows), folder / "reliability.json"]
 
 
+@styled
 def curves(history: History, orders: Sequence[int]) -> Figure:
     """Draws the reliability of each order over the epochs in which the nets learn."""
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")
@@ -70,6 +71,7 @@ def curves(history: History, orders: Sequence[int]) -> Figure:
     return figure
 
 
+@styled
 def rounds(found: Reliability) -> Figure:
     """Draws what is left of an order's variance after each round trip, and what the orders' components consist of."""
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
@@ -98,6 +100,7 @@ def rounds(found: Reliability) -> Figure:
     return figure
 
 
+@styled
 def parts(
     images: Tensor, feature: Tensor, approximations: Sequence[Tensor], reliable: Sequence[Tensor], orders: Sequence[int]
 ) -> Figure:

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from netprism.figures._common import panels
+from netprism.figures._common import panels, styled
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow that white paper swallows; the
 # markers tell them apart in grey.
@@ -29,6 +29,7 @@ MARKERS = "os^Dv<>"
 Records = Sequence[Mapping[str, Any]]
 
 
+@styled
 def study_figure(records: Records, specs: Sequence[Mapping[str, Any]], label: Callable[[str], str]) -> Figure:
     """Returns the panels of a study, at most three side by side.
 

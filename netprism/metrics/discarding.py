@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from netprism.discarding.concentration import concentration
+from netprism.metrics._plotted import PlottedMetric
 
 
-class DiscardingMetric(Metric):
+class DiscardingMetric(PlottedMetric):
     """Means of entropy maps over images, and how far they are concentrated on the background.
 
     The states are sums. Images whose mask is all or nothing do not count for concentration.

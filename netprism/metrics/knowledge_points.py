@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from netprism.knowledge.points import KnowledgePointCounts
+from netprism.metrics._plotted import PlottedMetric
 
 
-class KnowledgePointMetric(Metric):
+class KnowledgePointMetric(PlottedMetric):
     """Mean number of knowledge points per image and layer, of reliable ones, and the fraction that is reliable.
 
     Memory: two integers per layer.

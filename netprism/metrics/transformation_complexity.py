@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from netprism.gates.entropy import Bandwidth, GateComplexity, Gates, transformation_complexity
 from netprism.gates.packing import PackedGates
+from netprism.metrics._plotted import PlottedMetric
 
 
-class TransformationComplexity(Metric):
+class TransformationComplexity(PlottedMetric):
     """Entropies of gating states over all samples of all ranks; see `netprism.gates.transformation_complexity`.
 
     Samples must meet in pairs, so the state is the gates themselves, one bit each: `compute` gathers n * d / 8 bytes on
