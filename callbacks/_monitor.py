@@ -72,8 +72,9 @@ class Monitor(pl.Callback):
         every_n_epochs: int = 1,
         measure_untrained: bool = True,
         on_error: OnError = "raise",
-        train_data: Dataset[Any] | None = None,
-        test_data: Dataset[Any] | None = None,
+        # Of a `Dataset[Any]` jsonargparse (4.53) accepts no init_args.
+        train_data: Dataset | None = None,  # type: ignore[type-arg]
+        test_data: Dataset | None = None,  # type: ignore[type-arg]
         unpack: Unpack | None = None,
         call: Call | None = None,
         network: str | None = None,

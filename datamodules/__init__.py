@@ -8,6 +8,7 @@ from netprism.datamodules.coco2014 import COCO2014
 from netprism.datamodules.cub200 import CUB200
 from netprism.datamodules.digits import Digits
 from netprism.datamodules.files import ImageFilesDataModule
+from netprism.datamodules.for_monitors import monitor_images
 from netprism.datamodules.image_folder import ImageFolder
 from netprism.datamodules.mnist import MNIST
 from netprism.datamodules.photos import Photos
@@ -35,4 +36,5 @@ __all__ = [
     "Shapes",
     "StanfordDogs",
     "TinyImageNet",
+    "monitor_images",
 ]
