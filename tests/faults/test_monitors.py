@@ -161,6 +161,23 @@ def test_with_warn_an_error_costs_one_row_and_one_line(tmp_path, unmonitored, er
     assert same_weights(ranks, unmonitored[1])
 
 
+class Greedy(Monitor):
+    """Asks for more memory than there is, for real, in epoch 1."""
+
+    def measure(self, view, epoch):
+        return {"one": float(torch.empty(2**50 if epoch == 1 else 1).numel() > 0)}
+
+
+def test_a_monitor_that_runs_out_of_memory_costs_its_numbers(tmp_path, unmonitored):
+    monitor = Greedy("greedy", on_error="warn")
+    ranks, _ = train(tmp_path, monitor)
+    (line,) = warnings_of(tmp_path)
+    assert line.startswith("greedy: no values in epoch 1, the training continues (RuntimeError: ")
+    assert "allocate memory" in line
+    assert [row["epoch"] for row in monitor.history] == [-1, 0, 2]
+    assert same_weights(ranks, unmonitored[1])
+
+
 def test_an_error_before_the_training_or_in_a_dry_run_costs_a_line_too(tmp_path):
     _, rows = train(tmp_path, Failing("before", epochs=(-1,), on_error="warn"))
     assert sorted(rows) == [0, 1, 2]  # and no row of epoch -1 without a value
