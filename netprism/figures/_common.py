@@ -55,9 +55,14 @@ def save(figure: Figure, path: Path) -> Path:
     for kind in filter(None, os.environ.get(FORMATS, "").replace(" ", "").split(",")):
         if kind not in ("pdf", "svg"):
             raise ValueError(f"{FORMATS} is {os.environ[FORMATS]!r}; expected pdf, svg, or both with a comma")
-        with rc_context(STYLE):
-            write_whole(path.with_suffix(f".{kind}"), lambda temporary: figure.savefig(temporary))
-    return write_whole(path, lambda temporary: figure.savefig(temporary, dpi=120))
+        write_whole(path.with_suffix(f".{kind}"), lambda temporary: _write(figure, temporary))
+    return write_whole(path, lambda temporary: _write(figure, temporary))
+
+
+@styled
+def _write(figure: Figure, path: Path) -> None:
+    """Colours such as C0 are looked up now."""
+    figure.savefig(path, dpi=120)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
