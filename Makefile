@@ -6,8 +6,8 @@ PY := .venv/bin/python
 LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers test-oldest check \
-  release docs bench clean experiment run
+.PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers test-oldest test-kill \
+  check release docs bench clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test                    the tests [ARGS="-k gates ..."]'
 	@echo 'make test-slurm              those that start a real Slurm'
 	@echo 'make test-oldest             the tests with the lowest versions that pyproject.toml allows, in .venv-oldest'
+	@echo 'make test-kill               30 trainings killed at random moments and resumed [SEED=0 KILLS=30]'
 	@echo 'make check                   ruff, mypy and the tests'
 	@echo 'make test-strangers          monitors on real modules of timm, transformers, lightly and torchgeo, where installed'
 	@echo 'make docs                    the documentation as a site, site/index.html'
@@ -78,7 +79,7 @@ run:
 	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test test-slurm test-strangers test-oldest check: export OMP_NUM_THREADS ?= 1
+test test-slurm test-strangers test-oldest test-kill check: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -88,6 +89,9 @@ test-slurm: .venv/ready
 
 test-strangers: .venv/ready
 	@$(PY) -m pytest tests/strangers -m strangers $(ARGS)
+
+test-kill: .venv/ready
+	@NETPRISM_KILLS=$(or $(KILLS),30) NETPRISM_KILL_SEED=$(or $(SEED),0) $(PY) -m pytest tests/kill -m kill $(ARGS)
 
 test-oldest: .venv-oldest/ready
 	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
