@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save
+from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save, styled
 from netprism.interventions.regions import KINDS, RegionChanges
 
 Shown = dict[str, Any]  # kept in checkpoints: images, attacked, layers -> cosine, strength, kinds, counts, grid
@@ -51,6 +51,7 @@ def shown(
     return {"images": rows["image"][:IMAGES].cpu(), "attacked": rows["attacked"][:IMAGES].cpu(), "layers": layers}
 
 
+@styled
 def draw(history: History, of: Shown, folder: Path, name: str = "attack") -> list[Path]:
     """Draws `<name>_steps.png` and, of images, `<name>_regions.png`; returns the files."""
     drawn = [save(_steps(history, of), folder / f"{name}_steps.png")]
