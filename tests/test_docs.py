@@ -153,10 +153,19 @@ def test_no_placeholder_is_left(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_to_files_exist(page):
-    links = re.findall(r"\]\(([^)#][^)]*)\)", (ROOT / page).read_text())
-    assert [
-        link
-        for link in links
-        if not link.startswith("http") and link not in GENERATED and not (ROOT / page).parent.joinpath(link).exists()
-    ] == []
+def test_links_to_files_and_headings_exist(page):
+    dead = []
+    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        path, _, heading = link.partition("#")
+        if link.startswith("http") or path in GENERATED:
+            continue
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists() or (heading and heading not in headings_of(target.read_text())):
+            dead.append(link)
+    assert not dead
+
+
+def headings_of(text):
+    """The names that headings have as targets of links: small letters, hyphens for spaces, and nothing else."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
