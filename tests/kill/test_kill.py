@@ -79,7 +79,12 @@ def reference(references, name, tmp_path_factory):
 
 
 def differences(one, other, path=""):
-    """Where two checkpoints differ, but for the folders that they name."""
+    """Where two checkpoints differ, but for the folders that they name.
+
+    `current_score` of a ModelCheckpoint is left out: Lightning writes the last score that it saved, and never reads it.
+    """
+    if path.endswith(".current_score"):
+        return []
     if isinstance(one, dict) and isinstance(other, dict):
         one, other = ({Path(k).name if "/" in str(k) else k: v for k, v in each.items()} for each in (one, other))
         if one.keys() != other.keys():
