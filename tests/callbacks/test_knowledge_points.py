@@ -100,7 +100,7 @@ def test_two_processes_get_the_same_numbers(tmp_path):
     assert str(first) == str(second)  # NaN is not itself
     assert str(logged) == str(logged_too)
     assert str(first[0]) == str(alone[0])  # before training; afterwards the networks differ
-    assert 0.3 < alone[0]["reliable/conv"] < alone[0]["points/conv"] < 5
+    assert 0.3 < alone[0]["reliable/conv"] < alone[0]["points/conv"] < 18  # of 36
     assert 0 < alone[0]["reliable/fc1"] < 1
 
 
