@@ -34,7 +34,7 @@ class FolderImages(Dataset[dict[str, Any]]):
         targets: Number of each image's class, int64 (n,); None without classes.
 
     Raises:
-        ValueError: There are no images, or mean and std do not fit.
+        ValueError: There are no images, these are two splits, or mean and std do not fit.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class FolderImages(Dataset[dict[str, Any]]):
         self.masks, self.boxes = masks, boxes or {}
         parts = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in self.paths]
         self.classes = [] if "" in parts else sorted(set(parts))
+        if "train" in self.classes and (held_out := sorted({"val", "test"}.intersection(self.classes))):
+            raise ValueError(f"{folder} holds train and {held_out[0]}; expected one of them: {folder / held_out[0]}")
         self.targets = torch.tensor([self.classes.index(part) for part in parts]) if self.classes else None
         self.names = [path.relative_to(folder).as_posix() for path in self.paths]
 

@@ -142,6 +142,15 @@ def test_mistakes_are_named(tmp_path, network, folder):
         read_boxes(tmp_path / "none.csv")
 
 
+def test_a_folder_of_two_splits_has_no_two_classes(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / split / "cat" / "1.png")
+    with pytest.raises(ValueError, match=r"holds train and val; expected one of them: .*/val$"):
+        FolderImages(tmp_path, (4, 4), [0.0] * 3, [1.0] * 3)
+    assert FolderImages(tmp_path / "val", (4, 4), [0.0] * 3, [1.0] * 3).classes == ["cat"]
+
+
 def test_images_are_normalised_and_stretched(tmp_path):
     Image.fromarray(np.full((8, 4, 3), [255, 0, 51], dtype=np.uint8)).save(tmp_path / "a.png")
     images = FolderImages(tmp_path, (6, 5), [0.5, 0.5, 0.0], [0.5, 0.25, 1.0])
