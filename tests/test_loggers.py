@@ -293,7 +293,8 @@ def train(home, variables):
         for stream in ("stdin", "stdout", "stderr"):
             setattr(sys, stream, open(getattr(sys, f"__{stream}__").fileno(), "r" if stream == "stdin" else "w", 1))
         logging.getLogger().handlers.clear()  # pytest's, for which Lightning has made none of its own
-        logging.getLogger("pytorch_lightning").addHandler(logging.StreamHandler())
+        for package in ("pytorch_lightning", "lightning.pytorch"):  # the one that was imported last gets the lines
+            logging.getLogger(package).addHandler(logging.StreamHandler())
         main(["fit", "--config=gates/digits_mlp", *small, *quick])
 
     small = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.callbacks.num_images=20"]

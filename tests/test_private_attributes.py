@@ -32,6 +32,7 @@ TABLE = [  # owner, attribute, reason
     (EPOCH, "_should_check_val_fx", "no checkpoint between a batch and its validation"),
     (EPOCH, "_num_ready_batches_reached", "says whether a batch is the last one"),
     ("pytorch_lightning.loops.progress", "_ProcessedTracker", "type of the progress of epochs"),
+    ("pytorch_lightning.cli:LightningCLI", "_get", "options of the chosen command, whichever it is"),
     ("pytorch_lightning.cli:LightningCLI", "_subcommand_parsers", "the options that an error may suggest"),
     ("pytorch_lightning.cli:LightningCLI", "_parse_ckpt_path", "overridden: a checkpoint must not choose the class"),
     ("pytorch_lightning.cli:LightningCLI", "_run_subcommand", "overridden: errors in one line"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import FrameType
 
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 LIBRARIES = tuple(f"{Path(sysconfig.get_path(name)).resolve()}/" for name in ("stdlib", "purelib", "platlib"))
-DEAD_WORKER = "DataLoader worker"  # how torch's RuntimeError begins when one is killed, or raises
+DEAD_WORKER = r"DataLoader worker .*(killed|exited unexpectedly)"  # torch's two ways to say it
 LONGEST = 600  # characters of a library's message
 
 
@@ -38,7 +39,7 @@ def users_error(error: BaseException) -> Exception | None:
         on_purpose = isinstance(link, ValueError | OSError) and purposeful
         if on_purpose or type(link).__name__ == "MisconfigurationException":
             return link
-        if isinstance(link, RuntimeError) and str(link).startswith(DEAD_WORKER) and "killed" in str(link):
+        if isinstance(link, RuntimeError) and re.match(DEAD_WORKER, str(link)):
             return RuntimeError(f"{link} It may have been out of memory; data.num_workers=0 loads without workers.")
     frames = [frame for link in chain for frame in _frames(link)]
     if not frames or has_trained(frames) or not all(_is_netprism(f) or _is_library(f) for f in frames):
