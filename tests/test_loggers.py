@@ -294,7 +294,7 @@ def train(home, variables):
             setattr(sys, stream, open(getattr(sys, f"__{stream}__").fileno(), "r" if stream == "stdin" else "w", 1))
         logging.getLogger().handlers.clear()  # pytest's, for which Lightning has made none of its own
         for package in ("pytorch_lightning", "lightning.pytorch"):  # the one that was imported last gets the lines
-            logging.getLogger(package).addHandler(logging.StreamHandler())
+            logging.getLogger(package).handlers[:] = [logging.StreamHandler()]
         main(["fit", "--config=gates/digits_mlp", *small, *quick])
 
     small = ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1", "--trainer.callbacks.num_images=20"]
