@@ -99,7 +99,7 @@ def main() -> None:
     for i, order in enumerate(ORDERS[1:], start=1):
         right.plot(FRACTIONS, [c.significance[i] for c in found.values()], "s-", label=f"order {order}")
     for axes in (left, right):
-        axes.set_xlabel("fraction a² of the variance from the net of 4 ReLUs")
+        axes.set_xlabel("fraction a² of the simple net")
         axes.set_ylabel("significance")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
