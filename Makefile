@@ -15,6 +15,7 @@ help:
 	@echo 'make train EXP=quickstart    train it [ARGS="--trainer.max_epochs 3 ..."]'
 	@echo 'make slurm EXP=... NODES=2 GPUS=8   the same as a job of a Slurm cluster [TIME= PARTITION= CPUS= TASKS= SIGNAL='
 	@echo '                             ARGS=]; DRY=1 shows the script'
+	@echo 'make slurm STUDY=... GPUS=1  a job for each run of a study, in an array, and the table when all have ended [RETRY=1]'
 	@echo 'make study                   the studies: figures and tables of the papers, two lines each'
 	@echo 'make study STUDY=...         trains what is missing, then its table, figure and page [JOBS=2 DRY=1 RETRY=1 ARGS=]'
 	@echo 'make resume RUN=runs/...     go on with a run from its last checkpoint [ARGS=...]'
@@ -57,6 +58,9 @@ SLURM := $(foreach option,NODES GPUS TASKS CPUS TIME PARTITION SIGNAL,$(if $($(o
 ifdef EXP
 slurm: experiment .venv/ready
 	@$(PY) -m netprism slurm --config "$$EXP" $(SLURM) $(if $(DRY),--dry-run) $(ARGS)
+else ifdef STUDY
+slurm: .venv/ready
+	@$(PY) -m netprism slurm --study "$$STUDY" $(SLURM) $(if $(DRY),--dry-run) $(if $(RETRY),--retry) $(ARGS)
 else
 slurm: experiments
 endif

@@ -129,6 +129,8 @@ def requeued_job() -> str | None:
     job = os.environ.get("SLURM_JOB_ID") if SLURMEnvironment.detect() else None
     if job is None:
         return None
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):  # the number of its last task is that of the whole array
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         # A cancelled job gets SIGTERM as well, and is not requeued.
         if _slurm("squeue", "--noheader", "--jobs", job, "--format", "%T") != "RUNNING":

@@ -26,7 +26,7 @@ writes into --out
   tables/          components
 
 Without --data the network looks at the images of its run. Subfolders of --data are its classes, in alphabetic order:
-knowledge points and class information need them.
+knowledge points and class information need them. Of a folder with train and val (or test), both are looked at.
 
 examples
   netprism analyze --checkpoint runs/quickstart/ID/checkpoints/best.ckpt
@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add_network_options(parser, layers="of discarding, knowledge, components; default: the outermost blocks", many=True)
     images = parser.add_argument_group("images")
-    images.add_argument("--data", type=Path, help="a folder, or a folder of one per class; default: those of the run")
+    images.add_argument(
+        "--data", type=Path, help="a folder, one of a folder per class, or of train and val; default: the run's"
+    )
     images.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="that the network gets")
     images.add_argument("--mean", nargs="+", type=float, help="mean per channel, of pixels from 0 to 1")
     images.add_argument("--std", nargs="+", type=float, help="standard deviation per channel")
@@ -129,7 +131,7 @@ def _monitor(name: str, options: argparse.Namespace) -> Any:  # noqa: ANN401 - a
 
 def _data(checkpoint: str | None, options: argparse.Namespace) -> tuple[Any, list[str] | None]:
     """The images at the given size and normalisation, otherwise at those of the run or of torchvision's weights."""
-    from netprism.analysis.image_folder import FolderImages
+    from netprism.analysis.image_folder import folder_splits
     from netprism.analysis.networks import data_of_run
     from netprism.datamodules.image_files import read_boxes
     from netprism.runs.named_networks import input_size
@@ -152,8 +154,8 @@ def _data(checkpoint: str | None, options: argparse.Namespace) -> tuple[Any, lis
             raise ValueError("the data of the network are unknown; expected --size, --mean and --std")
         size, mean, std = size or usual[0], mean or usual[1], std or usual[2]
     boxes = None if options.boxes is None else read_boxes(options.boxes)
-    images = FolderImages(options.data, (size[0], size[1]), mean, std, options.masks, boxes)
-    return images, images.names
+    splits = folder_splits(options.data, (size[0], size[1]), mean, std, options.masks, boxes)
+    return splits, splits.get("test", splits["train"]).names  # discarding looks at test images where there are any
 
 
 def _labels(checkpoints: list[str | None], net: str | None) -> list[str]:

@@ -34,6 +34,7 @@ netprism: shows what a network has learned while it learns it.
   netprism validate|test --config EXPERIMENT --ckpt_path best
   netprism study [STUDY] [--dry-run] [--jobs 2]                   many runs, one table and figure; alone: the list
   netprism slurm --config EXPERIMENT --nodes 2 --gpus 8           the same as a job of a Slurm cluster
+  netprism slurm --study STUDY --gpus 1                           a job for each run, then the table
   netprism analyze --checkpoint CKPT [--data FOLDER]              every measure once on trained networks, as a page
   netprism layers NETWORK                                         its layers by name, and what can look at them
   netprism compress --checkpoint CKPT --prune 1.0 --bits 8 5      a trained network, pruned and with shared weights
@@ -190,15 +191,21 @@ def configs_in(args: list[str]) -> list[Path]:
 
 
 def to_slurm(args: list[str]) -> None:
-    """Submits a training to Slurm; unknown options are passed on to `netprism fit`."""
+    """Submits a training, or the runs of a study, to Slurm; unknown options are passed on to `netprism fit`."""
     from netprism.cli.slurm import Job, parser, submit
 
     options, rest = parser().parse_known_args(args)
-    if options.config is None:
-        raise UsageError("which training? netprism slurm --config EXPERIMENT")
-    config, dry_run = find_config(options.config), options.dry_run
-    given = {key: value for key, value in vars(options).items() if key not in ("config", "dry_run")}
-    submit(Job(options.config, tuple(rest), **given), config, experiments(), dry_run)
+    if (options.config is None) == (options.study is None):
+        raise UsageError("which training? netprism slurm --config EXPERIMENT, or --study STUDY")
+    given = {key: value for key, value in vars(options).items() if key not in ("config", "study", "dry_run", "retry")}
+    if options.study is not None:
+        from netprism.cli.study_slurm import submit_study
+
+        job = Job(options.study, tuple(rest), **given)
+        submit_study(options.study, job, experiments(), retry=options.retry, dry_run=options.dry_run)
+        return
+    config = find_config(options.config)
+    submit(Job(options.config, tuple(rest), **given), config, experiments(), options.dry_run)
 
 
 def find_config(name: str) -> Path:

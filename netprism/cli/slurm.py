@@ -32,10 +32,12 @@ TEMPLATE = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 {exports}
+{work}
+"""
+TRAINING = """\
 # The job's id names the run folder: from the queue it comes back to that, and to the last checkpoint there.
 srun --kill-on-bad-exit=1 \\
-  {command}
-"""
+  {command}"""
 
 
 class SlurmError(OSError):
@@ -75,32 +77,43 @@ class Job:
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"{name} is {value}; expected a number >= {low}")
 
-    def script(self) -> str:
-        """The script for sbatch."""
-        tasks = self.tasks or max(1, self.gpus)
+    def script(self, work: str | None = None, array: str | None = None) -> str:
+        """The script for sbatch.
+
+        Args:
+            work: What it runs instead of the training.
+            array: Numbers of the tasks of a job array, such as 0-9; `work` sees its own as $SLURM_ARRAY_TASK_ID.
+        """
         asked = {
+            "array": array,
             "gpus-per-node": self.gpus or None,
             "cpus-per-task": self.cpus,
             "time": self.time,
             "partition": self.partition,
         }
+        fit = [sys.executable, "-m", "netprism", "fit", "--config", self.experiment, "--ckpt_path=last"]
+        training = TRAINING.format(command=shlex.join([*fit, *self.shape(), *self.args]))
         return TEMPLATE.format(
             name=self.experiment,
             nodes=self.nodes,
-            tasks=tasks,
+            tasks=self.tasks_per_node,
             asked="".join(f"#SBATCH --{key}={value}\n" for key, value in asked.items() if value),
             signal=self.signal,
             # Since Slurm 22.05 srun does not take the number from the job.
             exports=f"\nexport SRUN_CPUS_PER_TASK={self.cpus} OMP_NUM_THREADS={self.cpus}\n" if self.cpus else "",
-            log=runs_root() / "slurm" / "%j.out",
-            command=shlex.join(self._command(tasks)),
+            log=runs_root() / "slurm" / ("%A_%a.out" if array else "%j.out"),
+            work=work or training,
         )
 
-    def _command(self, tasks: int) -> list[str]:
-        several = ["--trainer.strategy=ddp"] if self.nodes * tasks > 1 else []
-        shape = [f"--trainer.num_nodes={self.nodes}", f"--trainer.devices={tasks}", *several]
-        fit = [sys.executable, "-m", "netprism", "fit", "--config", self.experiment, "--ckpt_path=last"]
-        return [*fit, *shape, *self.args]
+    @property
+    def tasks_per_node(self) -> int:
+        """Number of processes on each node."""
+        return self.tasks or max(1, self.gpus)
+
+    def shape(self) -> list[str]:
+        """Returns the options of `netprism fit` for these nodes and processes."""
+        several = ["--trainer.strategy=ddp"] if self.nodes * self.tasks_per_node > 1 else []
+        return [f"--trainer.num_nodes={self.nodes}", f"--trainer.devices={self.tasks_per_node}", *several]
 
 
 def submit(job: Job, config: Path, experiments: dict[str, Path], dry_run: bool) -> None:
@@ -155,29 +168,41 @@ def _data_of(args: Sequence[str]) -> tuple[str, ...]:
 
 
 def _hand_over(job: Job, before: list[str], dry_run: bool) -> str:
-    """Submits a job after the end of others, or prints it; returns its id."""
+    """Submits a training after the end of others, or prints it; returns its id."""
     options = [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"] if before else []
+    number = sbatch(job.experiment, job.script(), options, dry_run)
+    if not dry_run:
+        print(f"job {number}  {job.experiment}{'  after ' + ', '.join(before) if before else ''}")
+        print(f"  log  {display_path(runs_root() / 'slurm' / f'{number}.out')}")
+        print(f"  run  {display_path(runs_root() / job.experiment / number)}")
+    return number
+
+
+def sbatch(name: str, script: str, options: Sequence[str], dry_run: bool) -> str:
+    """Submits a script, or prints it; returns the job's id, the name in angle brackets where there is none.
+
+    Raises:
+        SlurmError: sbatch is not there or refuses.
+    """
     command = ["sbatch", "--parsable", *options]
     if dry_run:
-        print(f"# {shlex.join(command)} <<'END'", job.script(), "END", sep="\n")
-        return f"<{job.experiment}>"
+        print(f"# {shlex.join(command)} <<'END'", script, "END", sep="\n")
+        return f"<{name}>"
     if shutil.which("sbatch") is None:
         raise SlurmError("there is no sbatch here: submit from a machine of the cluster, or look with DRY=1")
     (runs_root() / "slurm").mkdir(parents=True, exist_ok=True)  # Slurm makes no folder for a log
-    result = subprocess.run(command, input=job.script(), capture_output=True, text=True)
+    result = subprocess.run(command, input=script, capture_output=True, text=True)
     if result.returncode:
-        raise SlurmError(f"sbatch refused {job.experiment}: {' '.join(result.stderr.split())}")
-    number = result.stdout.strip().partition(";")[0]  # with several clusters their name follows
-    print(f"job {number}  {job.experiment}{'  after ' + ', '.join(before) if before else ''}")
-    print(f"  log  {display_path(runs_root() / 'slurm' / f'{number}.out')}")
-    print(f"  run  {display_path(runs_root() / job.experiment / number)}")
-    return number
+        raise SlurmError(f"sbatch refused {name}: {' '.join(result.stderr.split())}")
+    return result.stdout.strip().partition(";")[0]  # with several clusters their name follows
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `netprism slurm`; all others go to `netprism fit`."""
     made = argparse.ArgumentParser("netprism slurm", allow_abbrev=False, exit_on_error=False, description=__doc__)
     made.add_argument("--config", "-c", metavar="EXPERIMENT", help="a name or a file")
+    made.add_argument("--study", metavar="STUDY", help="a name or a file: a job for each run, then the table")
+    made.add_argument("--retry", action="store_true", help="of a study: also what failed before")
     made.add_argument("--nodes", type=int, default=1, help="machines (1)")
     made.add_argument("--gpus", type=int, default=1, help="on each node, one process each; 0 for none (1)")
     made.add_argument("--tasks", type=int, help="processes on each node (as many as GPUs)")

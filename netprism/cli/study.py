@@ -68,10 +68,15 @@ def study_command(args: list[str], fit: Fit, experiments: Mapping[str, Path]) ->
     failed = [point for point in points if point.state() == "failed"]
     for point in failed:
         print(f"  failed   {text(point.setting)}: {point.reason()}\n           {display_path(point.folder / LOG)}")
+    unfinished = [point for point in points if point.state() in ("missing", "stopped")]
+    for point in unfinished:  # of jobs of a cluster that were killed, or are not over yet
+        print(f"  {point.state():8} {text(point.setting)}\n           {display_path(point.folder / LOG)}")
     if failed:
         raise StudyError(
             f"{len(failed)} of {len(points)} runs failed, RETRY=1 tries them again; the table has the rest"
         )
+    if unfinished:
+        raise StudyError(f"{len(unfinished)} of {len(points)} runs are not finished; the table has the rest")
 
 
 def plan(study: Study, experiments: Mapping[str, Path], args: list[str]) -> list[Point]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netprism.files import write_table, write_text
-from netprism.runs.folder import FINISHED, RUN
+from netprism.runs.folder import FINISHED, RUN, display_path
 from netprism.studies.points import FAILED, LOG, SECONDS, Point, read_point
 
 Fit = Callable[[str, list[str]], object]
@@ -34,8 +34,12 @@ def run_point(file: Path, fit: Fit) -> None:
 
     Raises:
         Exception: Whatever the training raised; its reason is in `failed.txt` of the run's folder.
+        ValueError: A network that it looks into is not trained.
     """
     point = read_point(file)
+    for folder in point.needs:  # as jobs of a cluster, runs start though a network has failed
+        if not point.trained and not (folder / FINISHED).is_file():
+            raise ValueError(f"its network {display_path(folder)} is not trained")
     with _alone(point.folder):
         if not point.trained:
             _guarded(point.folder / FAILED, lambda: _train(point, file.with_suffix(".yaml"), fit))

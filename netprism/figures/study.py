@@ -7,6 +7,14 @@ A panel of a study file is a mapping with
     by: model.prior_only     one line per value, optional
     where: {epoch: 9}        which records, optional
     scale: log               of the x axis: linear, log or symlog; optional
+
+or, for a quantity of pairs, such as a correlation,
+
+    matrix: levels           quantity, between -1 and 1, in cells
+    x: second                of the columns
+    y: first                 of the rows
+    where: {weight: 0}       which records, optional
+    title: no loss           optional
 """
 
 from __future__ import annotations
@@ -41,28 +49,59 @@ def study_figure(records: Records, specs: Sequence[Mapping[str, Any]], label: Ca
     Raises:
         ValueError: A panel names a column that the records do not have.
     """
-    columns = min(3, len(specs))
+    columns = 2 if len(specs) == 4 else min(3, len(specs))
     rows = math.ceil(len(specs) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained")
     for axes, spec in zip(panels(figure, rows, columns, len(specs)), specs, strict=True):
-        _panel(axes, records, spec, label)
+        (_matrix if "matrix" in spec else _panel)(axes, records, spec, label)
     return figure
 
 
-def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callable[[str], str]) -> None:
-    known = {key for record in records for key in record}
-    for role in ("x", "y", "by"):
-        if spec.get(role) is not None and spec[role] not in known:
-            raise ValueError(f"{role} of a panel is {spec[role]!r}; expected one of {', '.join(sorted(known))}")
-    x, y, by = str(spec["x"]), str(spec["y"]), spec.get("by")
-    chosen = [
+def _matrix(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callable[[str], str]) -> None:
+    """Mean and standard deviation in cells; blue falls, red rises, which the colour-blind tell apart."""
+    x, y, quantity = str(spec["x"]), str(spec["y"]), str(spec["matrix"])
+    _check_columns(records, {"x": x, "y": y, "matrix": quantity})
+    chosen = _chosen(records, spec)
+    down, across = (list(dict.fromkeys(record[role] for record in chosen)) for role in (y, x))
+    cells = np.full((len(down), len(across)), np.nan)
+    for place in np.ndindex(cells.shape):
+        pair = down[place[0]], across[place[1]]
+        values = [float(record[quantity]) for record in chosen if (record[y], record[x]) == pair]
+        if not values:
+            continue
+        cells[place] = np.mean(values)
+        text = f"{cells[place]:.2f}" + (f"\n± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+        # White on the dark ends of the colours.
+        color = "white" if abs(cells[place]) > 0.7 else "black"
+        axes.text(place[1], place[0], text, ha="center", va="center", fontsize="x-small", color=color)
+    axes.imshow(cells, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    axes.set_xticks(range(len(across)), [label(str(name)) for name in across], rotation=30, ha="right")
+    axes.set_yticks(range(len(down)), [label(str(name)) for name in down])
+    axes.set_title(spec.get("title", label(quantity)))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _chosen(records: Records, spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    where = spec.get("where", {}).items()
+    return [
         record
         for record in records
-        if all(
-            record.get(key) in value if isinstance(value, list) else record.get(key) == value
-            for key, value in spec.get("where", {}).items()
-        )
+        if all(record.get(key) in (value if isinstance(value, list) else [value]) for key, value in where)
     ]
+
+
+def _check_columns(records: Records, roles: Mapping[str, Any]) -> None:
+    known = {key for record in records for key in record}
+    for role, column in roles.items():
+        if column is not None and column not in known:
+            raise ValueError(f"{role} of a panel is {column!r}; expected one of {', '.join(sorted(known))}")
+
+
+def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callable[[str], str]) -> None:
+    _check_columns(records, {role: spec.get(role) for role in ("x", "y", "by")})
+    x, y, by = str(spec["x"]), str(spec["y"]), spec.get("by")
+    chosen = _chosen(records, spec)
     places = list(dict.fromkeys(_plain(record[x]) for record in chosen))
     is_number = all(isinstance(place, int | float) and not isinstance(place, bool) for place in places)
     if is_number:

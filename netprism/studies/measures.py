@@ -6,6 +6,8 @@ that need it.
 
 from __future__ import annotations
 
+import math
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,36 @@ def relation(run: Path, x: str, y: str) -> Rows:
             rows.append({"layer": name, "correlation": rank_correlation(*map(list, zip(*both, strict=True)))})
     if not rows:
         raise ValueError(f"{run} has no epoch with {x} and {y}; expected two columns of metrics.csv")
+    return rows
+
+
+def correlations(run: Path, columns: dict[str, str]) -> Rows:
+    """Returns a row per pair of logged quantities: how they move together over the epochs.
+
+    Two curves that both rise have a high correlation of their levels, whatever ties them. The correlation of their
+    steps, from one epoch to the next, tells whether they rise and fall in the same epochs.
+
+    Args:
+        run: Folder of a run.
+        columns: {name: column}, each with a value in most epochs; an epoch that lacks one of two, or has NaN, is left
+            out.
+
+    Returns:
+        first, second: Names, in their order; levels, steps: Spearman's rank correlations over the epochs.
+    """
+    logged = curves(run)
+    for name, column in columns.items():
+        if not any(column in values for values in logged.values()):
+            raise ValueError(f"{name} is read from {column!r}, which {run} has not logged")
+    rows: Rows = []
+    for (first, x), (second, y) in combinations(columns.items(), 2):
+        both = [(values[x], values[y]) for values in logged.values() if x in values and y in values]
+        finite = [pair for pair in both if all(map(math.isfinite, pair))]
+        steps = [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(finite)]
+        row: dict[str, Any] = {"first": first, "second": second}
+        for kind, pairs in (("levels", finite), ("steps", steps)):
+            row[kind] = rank_correlation([a for a, _ in pairs], [b for _, b in pairs])
+        rows.append(row)
     return rows
 
 

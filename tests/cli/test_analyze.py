@@ -4,15 +4,22 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 
-from netprism.analysis.image_folder import FolderImages
+import netprism
+from netprism import InformationDiscarding, record_gates, transformation_complexity
+from netprism.analysis.image_folder import FolderImages, folder_splits
 from netprism.cli.analyze import analyze_command
+from netprism.datamodules import ImageFolder
 from netprism.datamodules.image_files import read_boxes
 from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import jacobian_norms
 from netprism.discarding.sid import strict_information_discarding
+from netprism.lightning_modules import InputDecoder
 from netprism.nets import ResNet
 
 LAYERS = ["relu", "layer1", "layer2", "layer3"]
@@ -142,13 +149,74 @@ def test_mistakes_are_named(tmp_path, network, folder):
         read_boxes(tmp_path / "none.csv")
 
 
-def test_a_folder_of_two_splits_has_no_two_classes(tmp_path):
-    for split in ("train", "val"):
-        (tmp_path / split / "cat").mkdir(parents=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / split / "cat" / "1.png")
-    with pytest.raises(ValueError, match=r"holds train and val; expected one of them: .*/val$"):
-        FolderImages(tmp_path, (4, 4), [0.0] * 3, [1.0] * 3)
-    assert FolderImages(tmp_path / "val", (4, 4), [0.0] * 3, [1.0] * 3).classes == ["cat"]
+def write_tree(root, *classes, number=4):
+    generator = np.random.default_rng(0)
+    for i in range(number * len(classes)):
+        path = root / classes[i % len(classes)] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(path)
+
+
+def test_the_trees_of_a_training_are_read_as_the_training_reads_them(tmp_path, network):
+    write_tree(tmp_path / "tree" / "train", "cat", "dog")
+    write_tree(tmp_path / "tree" / "val", "cat", "dog", number=1)
+    write_tree(tmp_path / "masks" / "val", "cat", number=1)
+    options = "--size", "9", "9", "--layers", "layer1", "--masks", str(tmp_path / "masks")
+    rows = run(tmp_path, tmp_path / "tree", *options, monitors=["gates", "discarding"])
+    assert {row["image"] for row in rows} == {"val/cat/0.png", "val/dog/1.png"}
+    table = list(csv.DictReader((tmp_path / "out" / "analysis.csv").read_text().splitlines()))
+    assert {"gates/class_information", "gates/test/class_information"} <= {row["quantity"] for row in table}
+    module = ImageFolder(str(tmp_path / "tree"), image_size=9, mean=[0.5] * 3, std=[0.25] * 3, fit="stretch")
+    module.setup("fit")
+    splits = folder_splits(tmp_path / "tree", (9, 9), [0.5] * 3, [0.25] * 3)
+    for split, images in splits.items():
+        theirs = module.monitor_dataset(split)
+        assert len(images) == len(theirs)
+        for ours, (image, label) in zip((images[i] for i in range(len(images))), theirs, strict=True):
+            torch.testing.assert_close(ours["image"], image)
+            assert ours["label"] == label
+    write_tree(tmp_path / "tree" / "val", "bird", number=1)
+    with pytest.raises(ValueError, match=r"val/bird is no class; expected one of cat, dog"):
+        folder_splits(tmp_path / "tree", (9, 9), [0.5] * 3, [0.25] * 3)
+    assert FolderImages(tmp_path / "tree" / "val", (4, 4), [0.0] * 3, [1.0] * 3).classes == ["bird", "cat", "dog"]
+    with pytest.raises(ValueError, match=r"has no mask of any image; expected .*/cat/0.png, for example"):
+        folder_splits(tmp_path / "tree" / "train", (4, 4), [0.0] * 3, [1.0] * 3, masks=tmp_path)
+
+
+def test_decoders_of_a_checkpoint_give_the_uncertainty_of_the_reconstruction(tmp_path, network, folder):
+    module = InputDecoder(network, ["layer1", "layer3"], input_shape=(1, 8, 8), width=2, blocks=1)
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.fit(module, DataLoader(torch.randn(4, 1, 8, 8), 2), DataLoader(torch.randn(4, 1, 8, 8), 2))
+    trainer.save_checkpoint(tmp_path / "decoders.ckpt")
+    options = "--size", "8", "8", "--layers", "layer1", "layer3"
+    rows = run(tmp_path, folder, "--decoders", str(tmp_path / "decoders.ckpt"), *options)
+    decoders = {layer: module.decoder(layer) for layer in ("layer1", "layer3")}
+    looking = InformationDiscarding(["layer1", "layer3"], 64, decoders, num_scale_images=64, num_vjps=4, batch_size=2)
+    images = FolderImages(folder, (8, 8), [0.305], [0.324])
+    expected = netprism.analyze(network, images, [looking], names=images.names).per_image()
+    found = {(row["image"], row["layer"]): float(row["RU"]) for row in rows}
+    assert found == {(row["image"], row["layer"]): pytest.approx(row["RU"], rel=1e-4) for row in expected}
+
+
+def test_weights_of_the_library_come_with_their_normalisation(tmp_path, folder, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))  # where a download would have put them
+    weights = squeezenet1_1(num_classes=1000).state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    name = SqueezeNet1_1_Weights.DEFAULT.url.rpartition("/")[2]
+    torch.save(weights, tmp_path / "hub" / "checkpoints" / name)
+    given = ["--net", "torchvision.models.squeezenet1_1", "--weights", "DEFAULT", "--data", str(folder)]
+    analyze_command([*given, "--size", "40", "40", "--monitors", "gates", "--out", str(tmp_path / "out")])
+    table = list(csv.DictReader((tmp_path / "out" / "analysis.csv").read_text().splitlines()))
+    found = {row["layer"]: float(row["value"]) for row in table if row["quantity"] == "gates/entropy"}
+    net = squeezenet1_1().eval()
+    net.load_state_dict(weights)
+    prepare = SqueezeNet1_1_Weights.DEFAULT.transforms()
+    images = FolderImages(folder, (40, 40), prepare.mean, prepare.std)
+    with torch.no_grad(), record_gates(net) as gates:
+        net(torch.stack([images[i]["image"] for i in range(3)]))
+    expected = transformation_complexity(gates.packed)
+    assert found[""] == pytest.approx(expected.joint_entropy, rel=1e-4)
+    assert "downloading" not in capsys.readouterr().err.lower()
 
 
 def test_images_are_normalised_and_stretched(tmp_path):

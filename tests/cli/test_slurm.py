@@ -2,11 +2,16 @@
 
 import os
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from studies_files import fake_points
 
 from netprism.cli.main import EXPERIMENTS, main
 from netprism.cli.slurm import Job, missing_teachers
+from netprism.cli.study_slurm import arrays
+from netprism.studies.points import Point, read_point
 
 SBATCH = """\
 #!/bin/sh
@@ -145,3 +150,44 @@ def test_every_experiment_that_looks_into_a_network_finds_it():
 
 def all_experiments():
     return {file.relative_to(EXPERIMENTS).with_suffix("").as_posix(): file for file in EXPERIMENTS.rglob("*.yaml")}
+
+
+def test_a_study_is_an_array_after_that_of_its_networks_and_before_its_table(login_node, monkeypatch, capsys):
+    (login_node / "mine.yaml").write_text("# Mine\nexperiment: quickstart\ngrid: {a: [1, 2]}\nread: {a: b}\n")
+    network, *runs = fake_points(Path("."), [0.5, 1.0, 2.0])
+    runs = [replace(run, needs=(network.folder,)) for run in runs]
+    monkeypatch.setattr("netprism.cli.study_slurm.plan", lambda study, experiments, args: [network, *runs])
+    main(["slurm", "--study", "mine.yaml", "--gpus=0", "--cpus=2", "--trainer.max_epochs=1"])
+    assert (login_node / "asked").read_text().splitlines() == [
+        "--parsable", "--parsable --dependency=afterany:11", "--parsable --dependency=afterany:11:12"
+    ]  # fmt: skip
+    scripts = [(login_node / f"script-{number}").read_text() for number in (1, 2, 3)]
+    assert [directives(script).get("array") for script in scripts] == ["0-0", "0-1", None]
+    assert directives(scripts[1])["output"] == "runs/slurm/%A_%a.out"
+    for number, run in enumerate(runs):
+        ended = subprocess.run(
+            ["bash"], input=scripts[1].replace("srun", "echo"), text=True, capture_output=True, check=True,
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
+        )  # fmt: skip
+        words = ended.stdout.split()
+        assert read_point(Path(words[-1])) == replace(run, arguments={}, config=read_point(Path(words[-1])).config)
+        assert f"--output={run.folder}/log.txt" in words
+    assert scripts[2].rstrip().endswith("netprism study mine.yaml --table --trainer.max_epochs=1")
+    assert capsys.readouterr().out.splitlines()[1:3] == ["job 11  1 runs", "  logs  runs/EXPERIMENT/KEY/log.txt"]
+    main(["slurm", "--study", "mine.yaml", "--dry-run", "--tasks=2"])
+    assert "--trainer.strategy=ddp" in capsys.readouterr().out
+    assert len((login_node / "asked").read_text().splitlines()) == 3
+
+
+def test_networks_come_before_and_two_measurements_of_a_run_one_after_the_other(login_node):
+    def point(name, needs=(), key=None):
+        return Point({"name": name}, key or name, login_node / name, "x", "{}", "f" if key else None, needs=needs)
+
+    network, failed = point("network"), point("failed")
+    (failed.folder).mkdir()
+    failed.failure.write_text("out of memory")
+    points = [network, failed, point("a", (network.folder,)), point("b", (failed.folder,)), point("a", key="again")]
+    names = [[point.key for point in array] for array in arrays(points, retry=False)]
+    assert names == [["network", "again"], ["a"]]
+    names = [[point.key for point in array] for array in arrays(points, retry=True)]
+    assert names == [["network", "failed", "again"], ["a", "b"]]

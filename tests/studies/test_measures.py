@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from netprism.nets import ResNet
-from netprism.studies.measures import coherency, discarded, orders, relation, robustness
+from netprism.studies.measures import coherency, correlations, discarded, orders, relation, robustness
 
 
 def test_the_largest_and_the_mean_order_of_the_last_values(tmp_path):
@@ -23,6 +23,17 @@ def test_the_relation_of_two_quantities_of_each_layer(tmp_path):
     assert rows == [{"layer": "a", "correlation": -1.0}, {"layer": "b", "correlation": 1.0}]
     with pytest.raises(ValueError, match="no epoch with H/. and C/."):
         relation(tmp_path, "H/*", "C/*")
+
+
+def test_levels_that_rise_together_need_not_do_so_in_the_same_epochs(tmp_path):
+    # steps of H: 1, 9, 2, 8; of SID: 9, 1, 8, 2; the NaN of an epoch is left out
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,H,SID\n0,0,0,0\n1,1,1,9\n2,2,10,10\n3,3,12,18\n4,4,20,20\n5,5,3,nan\n"
+    )
+    (row,) = correlations(tmp_path, {"entropy": "H", "discarding": "SID"})
+    assert row == {"first": "entropy", "second": "discarding", "levels": pytest.approx(1), "steps": pytest.approx(-1)}
+    with pytest.raises(ValueError, match="points is read from 'knowledge', which"):
+        correlations(tmp_path, {"entropy": "H", "points": "knowledge"})
 
 
 def test_networks_of_runs_are_measured(tmp_path):
