@@ -18,7 +18,7 @@ from netprism.distributed import run_on_all_ranks
 from netprism.figures import gating_entropy as figures
 from netprism.gates.calls import check_kinds
 from netprism.gates.entropy import Bandwidth, check_bandwidth
-from netprism.gates.record import record_gates
+from netprism.gates.record import check_max_gates, record_gates
 from netprism.metrics import TransformationComplexity
 
 _INFIX: dict[Split, str] = {"train": "", "test": "test/"}  # what the keys of a split have before the quantity
@@ -55,6 +55,7 @@ class GatingEntropy(Monitor):
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `netprism.gates.default_alpha`, .04
             behind a convolution and .01 behind a linear layer.
         total_correlation: Whether to estimate TC, and TC given the class.
+        max_gates: Most gates that are looked at in a layer, such as 65536 on large images; None for all.
         stochastic: Measure H with dropout and the like switched on, where the network has them; costs a second pass.
         name: Prefix of the logged keys.
         options: The other options are those of `Monitor`.
@@ -69,6 +70,7 @@ class GatingEntropy(Monitor):
         bandwidth: Bandwidth = "dim",
         alpha: float | dict[str, float] | None = None,
         total_correlation: bool = True,
+        max_gates: int | None = None,
         stochastic: bool = True,
         name: str = "gates",
         **options: Any,
@@ -76,7 +78,8 @@ class GatingEntropy(Monitor):
         super().__init__(name, **options)
         check_kinds(kinds)
         check_bandwidth(bandwidth, alpha)
-        self.kinds, self.layers, self.stochastic = kinds, layers, stochastic
+        check_max_gates(max_gates)
+        self.kinds, self.layers, self.stochastic, self.max_gates = kinds, layers, stochastic, max_gates
         self.bandwidth, self.alpha, self.total_correlation = bandwidth, alpha, total_correlation
         self.rates: dict[str, dict[str, Any]] = {}  # histograms of activation rates at the first, lowest-H and last row
 
@@ -119,9 +122,7 @@ class GatingEntropy(Monitor):
         self.rates = state_dict["rates"]
 
     def _samples_at_random(self, view: View, data: MonitorData) -> bool:
-        if not self.stochastic:
-            return False
-        draws, why_not = view.draws_random_numbers(data)
+        draws, why_not = view.draws_random_numbers(data) if self.stochastic else (False, None)
         if why_not:
             rank_zero_warn(f"{self.name}: H without sampling, the network does not run in train mode ({why_not})")
             self.stochastic = False
@@ -133,17 +134,16 @@ class GatingEntropy(Monitor):
         """The metric with the gates and labels of this rank's batches."""
         labels: list[Tensor] = []
         rows = 0
-        with record_gates(view.model, self.kinds, view.gating_layers(self.layers), relative_to=view.network) as record:
+        wanted = partial(record_gates, relative_to=view.network, max_gates=self.max_gates, seed=self.seed)
+        with wanted(view.model, self.kinds, view.gating_layers(self.layers)) as record:
             for batch in view.batches(data, split):
                 view.forward(batch.inputs)
                 rows += len(data.batches[batch.number])
                 labels += [] if batch.labels is None else [batch.labels]
             if not rows:  # a rank without a batch learns the layers from one sample, and drops it
-                sample = view.load(data, 0, 1)
-                view.forward(sample.inputs)
+                view.forward((sample := view.load(data, 0, 1)).inputs)
                 labels += [] if sample.labels is None else [sample.labels]
         gates = {name: layer.first(rows) for name, layer in record.packed.items()}
-        metric = TransformationComplexity(self.bandwidth, self.alpha, self.total_correlation, self.seed)
-        metric.to(view.device)
+        metric = TransformationComplexity(self.bandwidth, self.alpha, self.total_correlation, self.seed).to(view.device)
         metric.update({name: gates[name] for name in only or gates}, torch.cat(labels)[:rows] if labels else None)
         return metric

@@ -31,13 +31,14 @@ def marginal_entropy(rates: Tensor) -> float:
     return float((torch.special.entr(p) + torch.special.entr(1 - p)).sum()) / math.log(2)
 
 
-def smoothed_cross_entropy(counts: Tensor, n: int, bandwidth: float) -> float:
+def smoothed_cross_entropy(counts: Tensor, n: int, bandwidth: float, stands_for: float | Tensor = 1.0) -> float:
     """Returns the first side of the total correlation, see above, in bits. Time O(d).
 
     Args:
         counts: How many of the samples have each gate open, `(d,)`.
         n: Number of samples, at least 2.
         bandwidth: Variance s0^2 of the kernel.
+        stands_for: How many gates of this activation rate there are, one number for all or one per gate `(d,)`.
     """
     c = counts.double()
     differ = math.exp(-0.5 / bandwidth) if bandwidth > 1e-300 else 0.0
@@ -48,10 +49,10 @@ def smoothed_cross_entropy(counts: Tensor, n: int, bandwidth: float) -> float:
     logs = torch.special.xlogy(c, where_open.clamp_min(least)) + torch.special.xlogy(
         n - c, where_closed.clamp_min(least)
     )
-    return -float(logs.sum()) / n / math.log(2)
+    return -float((stands_for * logs).sum()) / n / math.log(2)
 
 
-def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0) -> float:
+def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_for: float | Tensor = 1.0) -> float:
     """Returns by how much H of n independent gates, each sample left out, exceeds its limit for many samples, in bits.
 
     It is negligible, and 0 here, unless kernels vary much: distances of independent gates have variance
@@ -65,12 +66,14 @@ def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0) -> float:
         n: Number of samples, at least 2.
         bandwidth: Variance s0^2 of the kernel.
         seed: Seed of the random numbers.
+        stands_for: How many gates of this activation rate there are, one number for all or one per gate `(d,)`.
     """
     p = counts.double() / n
-    exponent = float((p * (1 - p)).sum()) / max(4 * bandwidth**2, 1e-300)
+    exponent = float((stands_for * p * (1 - p)).sum()) / max(4 * bandwidth**2, 1e-300)
     expected = math.expm1(min(exponent, 50.0)) / (2 * (n - 1) * math.log(2))
     if expected < _NEGLIGIBLE:
         return 0.0
+    p = _of_all_gates(p, stands_for)
     draws = torch.Generator(counts.device).manual_seed(seed)
     rows = min(n, _ROWS)
     own, others = (bernoulli(p.float(), m, draws) for m in (rows, n - 1))
@@ -78,3 +81,11 @@ def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0) -> float:
     differ = math.exp(-0.5 / bandwidth)
     limit = torch.where(own.bool(), p + (1 - p) * differ, 1 - p + p * differ).log().sum(1)
     return float((limit - logs).mean()) / math.log(2)
+
+
+def _of_all_gates(rates: Tensor, stands_for: float | Tensor) -> Tensor:
+    """The rates, each as often as there are gates of it."""
+    until = (torch.ones_like(rates) * stands_for).cumsum(0)
+    if torch.equal(until[-1:], until.new_tensor([len(rates)])):
+        return rates
+    return rates[torch.searchsorted(until, torch.arange(round(float(until[-1])), device=rates.device) + 0.5)]

@@ -22,17 +22,19 @@ class PackedGates:
 
     Attributes:
         bits: uint8 `(n, ceil(d / 8))`, on the device of the gates.
-        shape: Shape of one sample's gates; there are `d = prod(shape)`.
+        shape: Shape of one sample's gates in the network.
         preceded_by: Kind of the last weighted operation before the gates, "conv" or "linear"; None if unknown.
+        positions: Which of the `prod(shape)` gates are packed, int64 `(d,)`, see `some_positions`; None: all of them.
     """
 
     bits: Tensor
     shape: tuple[int, ...]
     preceded_by: str | None = None
+    positions: Tensor | None = None
 
     @classmethod
-    def pack(cls, gates: Tensor) -> PackedGates:
-        """Packs bool `(n, ...)`. Time O(n d), memory n d / 8 bytes beside the input."""
+    def pack(cls, gates: Tensor, positions: Tensor | None = None) -> PackedGates:
+        """Packs bool `(n, ...)`, or those at flat positions. Time O(n d), memory n d / 8 bytes beside the input."""
         if gates.dtype != torch.bool:
             raise TypeError(f"gates are {gates.dtype}; expected torch.bool (for pre-activations: x > 0)")
         if gates.dim() == 0:
@@ -40,13 +42,14 @@ class PackedGates:
         if gates.shape[1:].numel() == 0:
             raise ValueError(f"gates have shape {tuple(gates.shape)}; expected (n, ...) with at least one gate")
         flat = gates.flatten(1) if gates.dim() > 1 else gates.unsqueeze(1)
+        flat = flat if positions is None else flat.index_select(1, positions)
         width = math.ceil(flat.shape[1] / 8)
         padded = torch.nn.functional.pad(flat, (0, 8 * width - flat.shape[1])).view(torch.uint8)
         planes = rearrange(padded, "n (planes width) -> n planes width", planes=8)
         bits = planes[:, 0].clone()
         for k in range(1, 8):
             bits |= planes[:, k] << k
-        return cls(bits, tuple(gates.shape[1:]))
+        return cls(bits, tuple(gates.shape[1:]), positions=positions)
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedGates]) -> PackedGates:
@@ -64,9 +67,10 @@ class PackedGates:
         return replace(self, bits=self.bits[:n])
 
     def unpack(self) -> Tensor:
-        """Returns bool `(n, *shape)`."""
+        """Returns bool `(n, *shape)`, or `(n, d)` where only some positions are packed."""
         planes = torch.stack([self.bits >> k & 1 for k in range(8)], dim=1)
-        return planes.flatten(1)[:, : self.size].bool().view(len(self), *self.shape)
+        shape = self.shape if self.positions is None else (self.size,)
+        return planes.flatten(1)[:, : self.size].bool().view(len(self), *shape)
 
     def runs(self, max_gates: int) -> Iterator[tuple[slice, Tensor]]:
         """Yields all gates unpacked, a run of them at a time.
@@ -90,8 +94,29 @@ class PackedGates:
 
     @property
     def size(self) -> int:
-        """The number of gates of one sample, d."""
-        return math.prod(self.shape)
+        """The number of packed gates of one sample, d."""
+        return math.prod(self.shape) if self.positions is None else len(self.positions)
+
+    @property
+    def stands_for(self) -> float:
+        """How many gates of the layer each packed one stands for; 1 where all are packed."""
+        return math.prod(self.shape) / self.size
 
     def __len__(self) -> int:
         return self.bits.shape[0]
+
+
+def some_positions(gates: int, most: int, seed: int) -> Tensor:
+    """Returns `most` of the positions 0 to `gates` - 1, rising: one at random out of each of `most` equal stretches.
+
+    Each position is as likely as any other one. A stretch is a part of one channel, so that all channels and all parts
+    of the image are there, and neighbours, which are much alike, seldom.
+
+    Args:
+        gates: Number of positions, at least `most`.
+        most: Number of positions that are taken.
+        seed: Seed of the choice.
+    """
+    within = torch.rand(most, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    positions: Tensor = ((torch.arange(most) + within) * (gates / most)).long().clamp_max(gates - 1)
+    return positions

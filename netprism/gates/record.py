@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
 from netprism.gates.calls import GateCall, PrecedingOp, watch_gates
-from netprism.gates.packing import PackedGates
+from netprism.gates.packing import PackedGates, some_positions
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class GateRecord:
         layers: What is known of each recorded layer, by its name.
     """
 
-    def __init__(self, layers: Sequence[str] | int | None) -> None:
+    def __init__(self, layers: Sequence[str] | int | None, max_gates: int | None = None, seed: int = 0) -> None:
         self.layers: dict[str, GatingLayer] = {}
-        self._wanted = layers
+        self._wanted, self._max_gates, self._seed = layers, max_gates, seed
+        self._positions: dict[str, Tensor] = {}
         self._passes = 0
         self._parts: dict[str, list[PackedGates]] = {}
         self._pass: dict[str, tuple[GatingLayer, PackedGates, Tensor]] = {}
@@ -46,17 +49,31 @@ class GateRecord:
 
     @property
     def states(self) -> Mapping[str, Tensor]:
-        """Every layer's gates, bool `(samples, ...)` in their natural shape, unpacked one layer at a time on access."""
+        """Every layer's gates, bool `(samples, ...)`, unpacked one layer at a time on access.
+
+        They have their natural shape, or `(samples, max_gates)` where a layer has more gates than `max_gates`.
+        """
         return _Unpacked(self.packed)
 
     def _visit(self, call: GateCall) -> None:
         if self._passes and call.layer not in self.layers:
             return
-        gates = PackedGates.pack(call.gates())
+        states = call.gates()
+        gates = PackedGates.pack(states, self._positions_in(call.layer, states))
         layer = GatingLayer(call.kind, call.preceded_by, gates.shape)
         # amin passes NaN on, and takes a 20th of the time of isnan().any()
         x = call.input.detach()
         self._pass[call.layer] = (layer, gates, (x.amin() if x.numel() else x.sum()).isnan())
+
+    def _positions_in(self, layer: str, gates: Tensor) -> Tensor | None:
+        """The positions that are kept, which follow from the seed and the name of the layer alone; None for all."""
+        count = prod(gates.shape[1:])
+        if self._max_gates is None or count <= self._max_gates:
+            return None
+        if layer not in self._positions:
+            seed = crc32(layer.encode(), self._seed)
+            self._positions[layer] = some_positions(count, self._max_gates, seed).to(gates.device)
+        return self._positions[layer]
 
     def _end_of_pass(self, completed: bool) -> None:
         seen, self._pass = self._pass, {}
@@ -83,6 +100,8 @@ def record_gates(
     layers: Sequence[str] | int | None = None,
     *,
     relative_to: nn.Module | None = None,
+    max_gates: int | None = None,
+    seed: int = 0,
 ) -> Iterator[GateRecord]:
     """Records the gating states of every call of `model` inside the block.
 
@@ -92,7 +111,7 @@ def record_gates(
     fused fast path, and rounds differently. Compiled parts run eagerly inside the block.
 
     Cost: 3 % of the forward pass (ViT-B/16) to 31 % (MobileNet-V2) on CPU, see `benchmarks/gates.py`; memory one bit
-    per gate and sample, plus one batch.
+    per gate and sample, plus one batch; with `max_gates`, at most so many bits per layer and sample.
 
     Args:
         model: Any module; its own `forward` has to be called, in any mode, once per batch.
@@ -100,12 +119,17 @@ def record_gates(
         layers: Names of gating layers, or of modules that contain them; or a number, `-4` for the last four, `4` for
             the first four; None for all.
         relative_to: Part of the model as seen from which its modules are named (so that a wrapper leaves no prefix).
+        max_gates: Most gates that are kept of a layer, at positions that are the same for all samples, one at random
+            out of each of `max_gates` equal stretches; None for all. Each then stands for several in
+            `transformation_complexity`, which says how far the entropies are from those of all gates.
+        seed: Seed of the positions.
 
     Yields:
         The record: `.states` maps layer names to bool gates `(N, ...)`; `.packed` and `.layers` have the same names.
 
     Raises:
-        ValueError: A kind or layer is unknown, an activation is NaN, or layers disagree on the number of samples.
+        ValueError: A kind or layer is unknown, an activation is NaN, `max_gates` is below 1, or layers disagree on the
+            number of samples.
         RuntimeError: No gate was seen, or the model was not called.
 
     Example:
@@ -117,10 +141,17 @@ def record_gates(
 
     Source: Ren et al. 2022, section 3, https://arxiv.org/abs/2205.01940.
     """
-    record = GateRecord(layers)
+    check_max_gates(max_gates)
+    record = GateRecord(layers, max_gates, seed)
     with watch_gates(model, record._visit, kinds, relative_to=relative_to, end_of_pass=record._end_of_pass):
         yield record
     record._check_complete()
+
+
+def check_max_gates(max_gates: int | None) -> None:
+    """Raises a ValueError unless it is None or at least 1."""
+    if max_gates is not None and max_gates < 1:
+        raise ValueError(f"max_gates is {max_gates}; expected a number >= 1, or None for all gates")
 
 
 def select_layers(available: Sequence[str], layers: Sequence[str] | int | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -95,7 +96,7 @@ class TransformationComplexity(PlottedMetric):
         labels = dim_zero_cat(self.labels) if len(self.labels) else None  # a list, or a tensor after a gather
         widths = [-(-layer.size // 8) for layer in self.layers.values()]
         gates = {
-            name: PackedGates(part, layer.shape, layer.preceded_by)
+            name: replace(layer, bits=part)
             for (name, layer), part in zip(self.layers.items(), bits.split(widths, dim=1), strict=True)
         }
         self._result = transformation_complexity(

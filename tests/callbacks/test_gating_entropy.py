@@ -323,6 +323,7 @@ def test_half_precision_training(tmp_path):
         ({"every_n_epochs": 0}, "every_n_epochs is 0"),
         ({"kinds": ("relu", "sigmoid")}, "unknown kind of gate 'sigmoid'; allowed: relu, max_pool, dropout"),
         ({"bandwidth": "wide"}, "bandwidth is 'wide'; expected dim or variance"),
+        ({"max_gates": 0}, "max_gates is 0; expected a number >= 1, or None for all gates"),
         ({"alpha": -1.0}, "alpha of 'every layer' is -1.0; expected a number > 0"),
     ],
 )

@@ -9,6 +9,7 @@ from sklearn.neighbors import KernelDensity
 
 from netprism.gates.entropy import kde_entropy, pairwise_hamming, transformation_complexity
 from netprism.gates.packing import PackedGates
+from netprism.metrics import TransformationComplexity
 
 
 @pytest.fixture
@@ -182,6 +183,21 @@ def test_packed_gates_give_the_same(network):
     assert result.entropy == plain.entropy
     assert result.joint_total_correlation == plain.joint_total_correlation
     assert all(torch.equal(result.activation_rates[name], plain.activation_rates[name]) for name in gates)
+
+
+def test_a_gate_that_stands_for_others_counts_as_often(network):
+    gates, labels = network
+    times = {"conv": 3, "linear": 2}
+    every = {name: layer.flatten(1).repeat_interleave(times[name], dim=1) for name, layer in gates.items()}
+    some = {
+        name: PackedGates.pack(layer, torch.arange(0, layer.shape[1], times[name])) for name, layer in every.items()
+    }
+    alpha = {"conv": 0.04, "linear": 0.01}
+    result, plain = (transformation_complexity(of, labels, alpha=alpha).quantities() for of in (some, every))
+    assert result == pytest.approx(plain, abs=1e-9)
+    metric = TransformationComplexity(alpha=alpha)
+    metric.update(some, labels)
+    assert {name: value.item() for name, value in metric.compute().items()} == result
 
 
 def test_order_of_the_samples_does_not_matter(network):

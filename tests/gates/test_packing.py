@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from netprism.gates.packing import PackedGates
+from netprism.gates.packing import PackedGates, some_positions
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 5, 5), (2, 8, 8)])
@@ -40,6 +40,12 @@ def test_runs_cover_every_gate_once_in_its_place(max_gates):
         rebuilt[:, place] = run
     assert torch.equal(rebuilt[:, :37].bool(), gates)
     assert (rebuilt[:, 37:] == 0).all()
+
+
+def test_every_position_is_as_likely_as_any_other_one():
+    counts = torch.stack([some_positions(10, 4, seed).bincount(minlength=10) for seed in range(2000)]).double()
+    # 2.5 positions in a stretch: each is taken with probability .4, those that two stretches share too
+    assert (counts.mean(0) - 0.4).abs().max() < 4 * (0.4 * 0.6 / 2000) ** 0.5
 
 
 def test_concatenation_joins_samples():

@@ -412,6 +412,31 @@ def test_only_chosen_layers_are_kept():
     assert {name: tuple(layer.shape) for name, layer in gates.states.items()} == {"3": (5, 4)}
 
 
+def test_at_most_so_many_gates_of_a_layer_are_kept_at_the_same_positions_in_every_pass():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 6), nn.ReLU())
+    first, second = torch.randn(5, 1, 6, 6), torch.randn(3, 1, 6, 6)
+    with torch.no_grad(), record_gates(net) as every:
+        net(first), net(second)
+    with torch.no_grad(), record_gates(net, max_gates=16, seed=1) as some:
+        net(first), net(second)
+    with torch.no_grad(), record_gates(net, layers=["1"], max_gates=16, seed=1) as again:
+        net(second)
+    assert some.layers == every.layers
+    positions = some.packed["1"].positions
+    assert (positions // 4).tolist() == list(range(16))  # one out of each stretch of four
+    assert torch.equal(some.states["1"], every.states["1"].flatten(1)[:, positions])
+    assert torch.equal(some.states["4"], every.states["4"])
+    assert torch.equal(again.packed["1"].positions, positions)
+    with record_gates(net, max_gates=16, seed=2) as other:
+        net(second)
+    assert not torch.equal(other.packed["1"].positions, positions)
+    with (
+        pytest.raises(ValueError, match="max_gates is 0; expected a number >= 1, or None"),
+        record_gates(net, max_gates=0),
+    ):
+        pass
+
+
 def test_an_unknown_layer_lists_the_layers():
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     with pytest.raises(ValueError, match="no gating layer 'fc'; there are: 1"), record_gates(net, layers=["fc"]):
