@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from netprism.checks import check_optimizer
 from netprism.nets import fit_to
-from netprism.nets.fitting import output_layer, outputs_of
+from netprism.nets.fitting import heads_of, output_layer, outputs_of, size_that_fits
+from netprism.nets.known import auxiliary_weight as usual_auxiliary_weight
 
 Batch = tuple[Tensor, Tensor]
 
@@ -35,6 +36,9 @@ class Classifier(LightningModule):
     With a data module that has `num_classes` and `shape`, as netprism's, any network is fitted to them: a last layer of
     another width is replaced, a first one adapted, see :func:`netprism.nets.fit_to`; a line says so.
 
+    Where a network returns the logits of auxiliary heads in train mode, as torchvision's GoogLeNet and Inception v3 do,
+    their cross-entropies are added with `auxiliary_weight` to what is trained, and not to `train/loss`.
+
     Args:
         net: Network from images (N, ...) to logits (N, num_classes).
         num_classes: Number of classes; labels are 0 to num_classes - 1. None for the data module's `num_classes`, or
@@ -42,10 +46,11 @@ class Classifier(LightningModule):
         optimizer: Function from parameters to an optimiser; in a config, a class path with its `init_args`.
         scheduler: Function from an optimiser to a learning-rate schedule; in a config, a class path with its
             `init_args`. It is stepped after each epoch; ReduceLROnPlateau follows `val/loss`.
+        auxiliary_weight: Weight of the loss of each auxiliary head; None for .4 in Inception v3 and .3 in others.
 
     Raises:
-        ValueError: The labels of a batch are out of range, its logits are not (N, num_classes), or the training loss is
-            not finite.
+        ValueError: The labels of a batch are out of range, its logits are not (N, num_classes), the training loss is
+            not finite, or the network does not run on images of the data's size; the error has one on which it does.
     """
 
     def __init__(
@@ -54,11 +59,13 @@ class Classifier(LightningModule):
         num_classes: int | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        auxiliary_weight: float | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["net", "optimizer", "scheduler"])
         check_optimizer(optimizer)
         self.net, self.num_classes, self.optimizer, self.scheduler = net, num_classes, optimizer, scheduler
+        self.auxiliary_weight = usual_auxiliary_weight(net) if auxiliary_weight is None else auxiliary_weight
         if num_classes is None and (last := output_layer(net)) is not None:
             self.num_classes = outputs_of(last[1])
         self.train_meters = _meters(prefix="train/")
@@ -66,7 +73,7 @@ class Classifier(LightningModule):
         self.test_meters = self.train_meters.clone(prefix="test/")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, ...) to logits (N, num_classes)."""
+        """Images (N, ...) to logits (N, num_classes); in train mode to all that the network returns."""
         logits: Tensor = self.net(x)
         return logits
 
@@ -119,12 +126,28 @@ class Classifier(LightningModule):
     def _step(self, batch: Batch, meters: MetricCollection) -> Tensor:
         images, labels = batch
         self._check_labels(labels)
-        logits = self(images)
+        logits, auxiliary = heads_of(self._outputs(images))
         self._check_logits(logits, len(labels))
+        assert isinstance(logits, Tensor)
         losses = F.cross_entropy(logits, labels, reduction="none")
         meters.update(value=losses.detach(), preds=logits, target=labels)
         self.log_dict(meters, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(labels))
-        return losses.mean()
+        loss = losses.mean()
+        for head in auxiliary:
+            loss = loss + self.auxiliary_weight * F.cross_entropy(head, labels)
+        return loss
+
+    def _outputs(self, images: Tensor) -> object:
+        try:
+            return self(images)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if (size := size_that_fits(self.net, images.shape[1:])) is None:
+                raise
+            said = str(error).partition("\n")[0].rstrip(".")
+            raise ValueError(
+                f"images of a batch are {tuple(images.shape[1:])}; expected {size} x {size}, such as by "
+                f"data.image_size={size}, on which {type(self.net).__name__} runs ({said})"
+            ) from error
 
     def _check_labels(self, labels: Tensor) -> None:
         low, high = labels.aminmax()
@@ -132,7 +155,7 @@ class Classifier(LightningModule):
             allowed = f"0 to {self.num_classes - 1} with num_classes={self.num_classes}"
             raise ValueError(f"labels of a batch are {low} to {high}: they must be {allowed}")
 
-    def _check_logits(self, logits: Tensor, batch_size: int) -> None:
+    def _check_logits(self, logits: object, batch_size: int) -> None:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         if self.num_classes is None and isinstance(logits, Tensor) and logits.dim() > 1:
             self.num_classes = logits.shape[1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from netprism.gates.calls import GateCall, watch_gates
 from netprism.module_names import module_names, run_eagerly
+from netprism.nets.fitting import heads_of
 from netprism.taps import find_layer, tap
 
 
@@ -191,12 +192,12 @@ def features_and_output(cuts: Sequence[SplitNetwork], x: Tensor) -> tuple[list[T
 
 
 def logits_of(output: object) -> Tensor:
-    """Returns the logits of what a classifier returns: the tensor itself, or what a mapping has as "logits".
+    """Returns the logits of what a classifier returns: the tensor itself, or what a mapping or tuple calls "logits".
 
     Raises:
         TypeError: It is neither.
     """
-    logits = output.get("logits") if isinstance(output, Mapping) else output
+    logits = output.get("logits") if isinstance(output, Mapping) else heads_of(output)[0]
     if not isinstance(logits, Tensor):
         raise TypeError(f"the network returns {type(output).__name__} without logits; expected (N, classes) logits")
     return logits

@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 RGB = 3
+DIMENSIONS = 3  # of an image
 _TRIED = 2  # images on which a network is tried
+_SIZES = (224, 256, 299, 32, 64, 128, 384, 512)  # of images on which a network is tried that refuses others
 
 
 def fitted(net: nn.Module, small_images: bool = False, repeat_grey: bool = False) -> nn.Module:
@@ -78,9 +81,9 @@ def fit_to(net: nn.Module, num_classes: int | None, shape: Sequence[int] | None)
     if num_classes is None or last is None or outputs_of(last[1]) == num_classes:
         return changes
     if shape is None or _output(net, shape) != (_TRIED, num_classes):  # the last in this order may not be the output
-        name, layer = last
-        _put(net, name, with_outputs(layer, num_classes))
-        changes.append(f"layer {name} is new, with {num_classes} outputs instead of {outputs_of(layer)}")
+        for name, layer in (last, *_auxiliary_layers(net, last[1])):
+            _put(net, name, with_outputs(layer, num_classes))
+            changes.append(f"layer {name} is new, with {num_classes} outputs instead of {outputs_of(layer)}")
     return changes
 
 
@@ -102,6 +105,36 @@ def fit_to_state(net: nn.Module, state: Mapping[str, Tensor]) -> None:
         name, layer = last
         if _differ_in(0, weight, layer.weight):
             _put(net, name, with_outputs(layer, len(weight)))
+
+
+def heads_of(output: object) -> tuple[object, tuple[Tensor, ...]]:
+    """Returns what the main head of a network gives, and what its auxiliary heads do: none outside of train mode.
+
+    Args:
+        output: What the network returned; a named tuple with a field `logits`, as torchvision's GoogLeNet and
+            Inception v3 return in train mode, has the auxiliary logits in its other fields.
+    """
+    if not isinstance(output, tuple) or not hasattr(output, "logits"):
+        return output, ()
+    auxiliary = (value for name, value in output._asdict().items() if name != "logits")  # type: ignore[attr-defined]
+    return output.logits, tuple(value for value in auxiliary if isinstance(value, Tensor))
+
+
+def size_that_fits(net: nn.Module, shape: Sequence[int]) -> int | None:
+    """Returns a size of square images on which a network runs that does not run on `shape`.
+
+    It is tried in its present mode on tensors without data, so that nothing of it changes.
+
+    Args:
+        net: The network.
+        shape: Shape (C, H, W) of an image.
+
+    Returns:
+        The first one of 224, 256, 299, 32, ...; None where the network runs on `shape`, or on none of these either.
+    """
+    if len(shape) != DIMENSIONS or _runs(net, shape):
+        return None
+    return next((size for size in _SIZES if _runs(net, (shape[0], size, size))), None)
 
 
 def first_layer(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d] | None:
@@ -132,13 +165,28 @@ def with_outputs(layer: nn.Linear | nn.Conv2d, outputs: int) -> nn.Linear | nn.C
 
 def with_channels(layer: nn.Conv2d, channels: int) -> nn.Conv2d:
     """Returns the same convolution for another number of channels, see `fit_to`."""
-    made = _like_conv(layer, in_channels=channels)
+    made = conv_like(layer, in_channels=channels)
     with torch.no_grad():
         weight = layer.weight.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
         made.weight.copy_(weight)
         if layer.bias is not None and made.bias is not None:
             made.bias.copy_(layer.bias)
     return made
+
+
+def conv_like(layer: nn.Conv2d, **changed: Any) -> nn.Conv2d:  # arguments of nn.Conv2d
+    """Returns a new convolution like this one, with other arguments where they are given."""
+    kept: dict[str, Any] = {
+        "in_channels": layer.in_channels,
+        "out_channels": layer.out_channels,
+        "kernel_size": layer.kernel_size,
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "bias": layer.bias is not None,
+        "padding_mode": layer.padding_mode,
+    }
+    return _like(layer, nn.Conv2d(**{**kept, **changed}))
 
 
 def _fit_stem(net: nn.Module) -> None:
@@ -153,7 +201,7 @@ def _fit_stem(net: nn.Module) -> None:
             f"small_images is true; {type(net).__name__} cuts its input into patches of "
             f"{first.kernel_size[0]} x {first.kernel_size[1]}: expected a network that starts with a convolution"
         )
-    new = _like_conv(first, kernel_size=3, stride=1, padding=1)
+    new = conv_like(first, kernel_size=3, stride=1, padding=1)
     if first.kernel_size == (3, 3):
         new.load_state_dict(first.state_dict())
     else:
@@ -165,6 +213,27 @@ def _fit_stem(net: nn.Module) -> None:
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
             _put(net, pool, nn.Identity())
             break
+
+
+def _auxiliary_layers(net: nn.Module, last: nn.Linear | nn.Conv2d) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The last layers of children called `aux...` that have as many outputs as the last layer of the network had."""
+    found = []
+    for child, module in net.named_children():
+        head = output_layer(module) if child.lower().startswith("aux") else None
+        if head is not None and head[1] is not last and outputs_of(head[1]) == outputs_of(last):
+            found.append((f"{child}.{head[0]}".rstrip("."), head[1]))
+    return found
+
+
+def _runs(net: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the network runs on images of this shape, tried without data."""
+    try:
+        state = {name: value.to("meta") for name, value in (*net.named_parameters(), *net.named_buffers())}
+        with torch.no_grad():
+            functional_call(net, state, (torch.empty(_TRIED, *shape, device="meta"),))
+    except Exception:  # whatever a network of somebody else raises
+        return False
+    return True
 
 
 def _layers(net: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
@@ -182,7 +251,7 @@ def _output(net: nn.Module, shape: Sequence[int]) -> tuple[int, ...] | None:
     try:
         with torch.no_grad():
             output = net.eval()(torch.zeros(_TRIED, *shape, device=parameter.device, dtype=parameter.dtype))
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, AssertionError):  # the last one of a ViT, for images of another size
         return None
     finally:
         for module, training in flags:
@@ -209,24 +278,10 @@ def _like(layer: nn.Module, made: Layer) -> Layer:
     return made.to(device=weight.device, dtype=weight.dtype).train(layer.training)
 
 
-def _like_conv(layer: nn.Conv2d, **changed: Any) -> nn.Conv2d:  # arguments of nn.Conv2d
-    kept: dict[str, Any] = {
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
-        "kernel_size": layer.kernel_size,
-        "stride": layer.stride,
-        "padding": layer.padding,
-        "dilation": layer.dilation,
-        "bias": layer.bias is not None,
-        "padding_mode": layer.padding_mode,
-    }
-    return _like(layer, nn.Conv2d(**{**kept, **changed}))
-
-
 def _in_all_channels(net: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Repeats a grey image."""
     x, *others = args
-    is_grey = isinstance(x, Tensor) and x.dim() == RGB + 1 and x.shape[1] == 1
+    is_grey = isinstance(x, Tensor) and x.dim() == DIMENSIONS + 1 and x.shape[1] == 1
     return (x.expand(-1, RGB, -1, -1) if is_grey else x, *others)
 
 

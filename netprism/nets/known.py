@@ -1,15 +1,20 @@
-"""Which layers of torchvision's and timm's networks are worth looking at."""
+"""What is known of torchvision's and timm's networks: layers worth looking at, weights of auxiliary losses.
+
+There is no table of gating layers: `netprism.gates.record_gates` finds them all by running the network.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from torch import nn
 
 MOST = 6  # layers of a transformer that are looked at
 
 Rule = Callable[[nn.Module], list[str]]
+Known = TypeVar("Known")
 
 
 def tap_points(network: nn.Module) -> tuple[str, ...]:
@@ -28,11 +33,19 @@ def tap_points(network: nn.Module) -> tuple[str, ...]:
     own = getattr(network, "tap_points", None)
     if own:
         return tuple(own)
-    for kind in type(network).__mro__:
-        rule = TAP_POINTS.get(f"{kind.__module__.partition('.')[0]}.{kind.__name__}")
-        if rule is not None:
-            return tuple(rule(network))
-    return ()
+    rule = _of_class(network, TAP_POINTS)
+    return () if rule is None else tuple(rule(network))
+
+
+def auxiliary_weight(network: nn.Module) -> float:
+    """Returns the weight of the loss of an auxiliary head, .3 for networks that are not in the table below."""
+    return _of_class(network, AUXILIARY_WEIGHTS) or 0.3
+
+
+def _of_class(network: nn.Module, table: Mapping[str, Known]) -> Known | None:
+    """What a table says of the class of a network, or of a class that it extends."""
+    names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(network).__mro__)
+    return next((table[name] for name in names if name in table), None)
 
 
 def named(pattern: str) -> Rule:
@@ -72,6 +85,7 @@ TAP_POINTS: dict[str, Rule] = {
     "torchvision.SwinTransformer": named(r"features\.[1357]"),
     "torchvision.VisionTransformer": named(r"encoder\.layers\.encoder_layer_\d+"),
     "torchvision.GoogLeNet": named(r"inception(3b|4e|5b)"),
+    "torchvision.Inception3": named(r"Mixed_(5d|6e|7c)"),
     "torchvision.RegNet": named(r"trunk_output\.block\d"),
     "torchvision.ShuffleNetV2": named(r"stage\d"),
     "timm.ResNet": named(r"layer\d"),
@@ -81,4 +95,9 @@ TAP_POINTS: dict[str, Rule] = {
     "timm.MobileNetV3": named(r"blocks\.\d+"),
     "timm.ConvNeXt": named(r"stages\.\d"),
     "timm.VisionTransformer": named(r"blocks\.\d+"),
+}
+
+AUXILIARY_WEIGHTS = {
+    "torchvision.GoogLeNet": 0.3,  # Szegedy et al. 2015, section 5, https://arxiv.org/abs/1409.4842
+    "torchvision.Inception3": 0.4,  # torchvision's tutorial of fine-tuning, and the authors' own TensorFlow code
 }

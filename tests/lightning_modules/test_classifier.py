@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import pytest
 import torch
 from pytorch_lightning import Trainer
@@ -187,6 +189,51 @@ def test_an_output_that_is_not_logits_of_all_classes(output, found):
         trainer().fit(Classifier(Constant(output), CLASSES), batches(10), batches(10))
 
 
+class Heads(NamedTuple):
+    """As torchvision's GoogLeNet returns them in train mode."""
+
+    logits: torch.Tensor
+    auxiliary: torch.Tensor
+
+
+class TwoHeads(nn.Module):
+    """Two linear heads on images of 4 x 4 or 32 x 32, the second one in train mode only."""
+
+    def __init__(self, size=4):
+        super().__init__()
+        self.size = size
+        self.main, self.auxiliary = nn.Linear(size**2, CLASSES), nn.Linear(size**2, CLASSES)
+
+    def forward(self, x):
+        torch._assert(x.shape[-1] == self.size, "Wrong size!\nThis network is particular.")
+        x = x.flatten(1)
+        return Heads(self.main(x), self.auxiliary(x)) if self.training else self.main(x)
+
+
+@pytest.mark.parametrize(("given", "weight"), [(None, 0.3), (0.0, 0.0), (2.0, 2.0)])
+def test_auxiliary_heads_are_trained_beside_the_main_one(given, weight):
+    loader, run = batches(10), trainer()
+    images, labels = loader.dataset.tensors
+    net = TwoHeads()
+    module = Classifier(net, CLASSES, lambda parameters: torch.optim.SGD(parameters, lr=1.0), auxiliary_weight=given)
+    before = [head.weight.detach().clone() for head in (net.main, net.auxiliary)]
+    losses = [F.cross_entropy(head(images.flatten(1)), labels) for head in (net.main, net.auxiliary)]
+    gradients = torch.autograd.grad(losses, [net.main.weight, net.auxiliary.weight])
+    run.fit(module, loader, loader)
+    assert run.callback_metrics["train/loss"] == pytest.approx(losses[0].item())
+    torch.testing.assert_close(net.main.weight, before[0] - gradients[0])
+    torch.testing.assert_close(net.auxiliary.weight, before[1] - weight * gradients[1])
+
+
+def test_images_of_a_size_that_the_network_does_not_take():
+    expected = (
+        r"^images of a batch are \(1, 4, 4\); expected 32 x 32, such as by data.image_size=32, on which TwoHeads runs "
+        r"\(Wrong size!\)$"
+    )
+    with pytest.raises(ValueError, match=expected):
+        trainer().fit(Classifier(TwoHeads(32), CLASSES), batches(), batches())
+
+
 @pytest.mark.parametrize(("label", "found"), [(3, "0 to 3"), (-1, "-1 to 2")])
 def test_labels_out_of_range(label, found):
     loader = batches(10)
@@ -206,7 +253,10 @@ def test_checkpoint_holds_nothing_but_plain_values(tmp_path):
     model, run = Classifier(linear_net(), CLASSES), trainer()
     run.fit(model, batches(25), batches(13))
     run.save_checkpoint(tmp_path / "last.ckpt")
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"] == {"num_classes": CLASSES}
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"] == {
+        "num_classes": CLASSES,
+        "auxiliary_weight": None,
+    }
 
     loaded = Classifier.load_from_checkpoint(
         tmp_path / "last.ckpt", net=nn.Sequential(*linear_net()), weights_only=True

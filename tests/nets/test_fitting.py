@@ -7,7 +7,7 @@ from netprism.callbacks import GatingEntropy
 from netprism.datamodules import Digits
 from netprism.lightning_modules import Classifier
 from netprism.nets import MLP, fit_to, fitted, tap_points
-from netprism.nets.fitting import fit_to_state, output_layer
+from netprism.nets.fitting import fit_to_state, heads_of, output_layer, size_that_fits
 from netprism.outline import ran_layers
 
 # One of each family, the cheapest; the rules are for all of a family.
@@ -19,6 +19,7 @@ FAMILIES = {
     "mobilenet_v3_small": ("features.0", "features.1", "features.3", "features.8", "features.12"),
     "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
     "vit_b_32": tuple(f"encoder.layers.encoder_layer_{i}" for i in (1, 3, 5, 7, 9, 11)),
+    "googlenet": ("inception3b", "inception4e", "inception5b"),
     "squeezenet1_1": (),
 }
 
@@ -26,7 +27,8 @@ FAMILIES = {
 def model(name):
     """A network without weights of its own: ViT has 88 million."""
     with torch.device("meta"):
-        return torchvision.models.get_model(name, weights=None).eval()
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        return torchvision.models.get_model(name, weights=None, **options).eval()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -45,6 +47,30 @@ def test_foreign_networks_are_fitted_and_their_layers_run(name):
         list(shapes).index(point) for point in tap_points(net)
     ]
     assert fit_to(net, 7, (1, size, size)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("googlenet", ["fc", "aux1.fc2", "aux2.fc2"]), ("inception_v3", ["fc", "AuxLogits.fc"])]
+)
+def test_auxiliary_heads_are_fitted_and_told_from_the_main_one(name, heads):
+    net = model(name)
+    changes = fit_to(net, 7, (3, 299, 299))
+    assert changes == [f"layer {head} is new, with 7 outputs instead of 1000" for head in heads]
+    x = torch.zeros(2, 3, 299, 299, device="meta")
+    assert heads_of(net(x))[1] == ()
+    output = net.train()(x)
+    main, auxiliary = heads_of(output)
+    assert main is output.logits
+    assert [tuple(head.shape) for head in auxiliary] == [(2, 7)] * (len(heads) - 1)
+    assert all(head is not main for head in auxiliary)
+
+
+def test_a_size_of_images_that_a_network_takes():
+    assert size_that_fits(model("vit_b_32"), (3, 64, 64)) == 224
+    assert size_that_fits(model("vit_b_32"), (3, 224, 224)) is None
+    assert size_that_fits(model("inception_v3").train(), (3, 224, 224)) == 299  # its auxiliary head asks for so much
+    assert size_that_fits(MLP(widths=(64, 8, 4)), (8,)) is None
+    assert size_that_fits(nn.Linear(5, 5), (3, 64, 64)) is None
 
 
 def test_a_fitted_convolution_sees_a_grey_image_in_all_channels():
