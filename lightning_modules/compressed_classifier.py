@@ -63,7 +63,7 @@ class CompressedClassifier(Classifier):
         epochs_per_round: int = 2,
         bits: tuple[int, int] | None = (8, 5),
     ) -> None:
-        super().__init__(net.requires_grad_(True), num_classes, optimizer, scheduler)
+        super().__init__(net.requires_grad_(True).train(), num_classes, optimizer, scheduler)
         for name, value in (("rounds", rounds), ("epochs_per_round", epochs_per_round)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected a number >= 1")

@@ -37,7 +37,7 @@ class Distillation(TeacherModule):
     Args:
         teacher: Network from images (N, ...) to logits. It is set to eval mode here and never trained.
         student: Network of any class. Where no parameter of it gets gradients, as in one that `trained` has loaded,
-            all do.
+            all do, in train mode.
         targets: Layers of the teacher, "output", "labels"; a dict says where the student gives them, `{layer3: body}`,
             a list that it has layers of the same names. A layer that ends with an activation is compared before it.
             Where shapes differ, a linear map of the channels is learned.
@@ -73,7 +73,7 @@ class Distillation(TeacherModule):
         self.weights = dict(zip(self.targets, weights or [1.0] * len(self.targets), strict=False))
         _check_options(self.targets, temperature, weights)
         if not any(parameter.requires_grad for parameter in student.parameters()):
-            student.requires_grad_(True)
+            student.requires_grad_(True).train()
         self.student, self.temperature = student, temperature
         self.optimizer, self.scheduler = optimizer, scheduler
         self.pairs: Pairs | None = None

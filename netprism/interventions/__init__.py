@@ -18,7 +18,7 @@ from netprism.interventions.compress import (
     share_weights,
     total_bytes,
 )
-from netprism.interventions.damage import insert_layer, replace_layer
+from netprism.interventions.damage import cut_shortcut, damaged, insert_layer, narrow_layer, replace_layer
 from netprism.interventions.distil import UnderHead, output_loss
 from netprism.interventions.pixels import Pixels
 from netprism.interventions.regions import RegionChanges, region_changes
@@ -32,10 +32,13 @@ __all__ = [
     "adversarial_distances",
     "begin_pruning",
     "compressible_layers",
+    "cut_shortcut",
+    "damaged",
     "insert_layer",
     "layer_sizes",
     "make_permanent",
     "minimal_attack",
+    "narrow_layer",
     "output_loss",
     "pgd",
     "pgd_steps",

@@ -28,6 +28,27 @@ def subsample_and_pad(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, missing))
 
 
+class Shortcut(nn.Module):
+    """`subsample_and_pad` as a module, so that a shortcut has a name and can be looked at, replaced or removed.
+
+    Args:
+        channels: Number of channels of the result.
+        stride: Step in both directions of the image.
+    """
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.channels, self.stride = channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, C, H, W) to (N, channels, H / stride, W / stride)."""
+        return subsample_and_pad(x, self.channels, self.stride)
+
+    def extra_repr(self) -> str:
+        """Returns the arguments."""
+        return f"{self.channels}, stride={self.stride}"
+
+
 def kaiming_convs(net: nn.Module) -> None:
     """Draws the weights of every convolution of `net` from N(0, 2 / fan_out), biases zero.
 

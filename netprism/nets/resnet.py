@@ -7,7 +7,7 @@ pixels. Any image size works.
 
 from torch import Tensor, nn
 
-from netprism.nets._layers import conv3x3, kaiming_convs, subsample_and_pad
+from netprism.nets._layers import Shortcut, conv3x3, kaiming_convs
 
 
 class BasicBlock(nn.Module):
@@ -21,17 +21,17 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
-        self.channels, self.stride = channels, stride
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.conv2 = conv3x3(channels, channels)
         self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = Shortcut(channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out: Tensor = self.relu(residual + subsample_and_pad(x, self.channels, self.stride))
+        out: Tensor = self.relu(residual + self.shortcut(x))
         return out
 
 
@@ -44,7 +44,7 @@ class PreActBlock(nn.Module):
         stride: Stride of the first convolution and of the shortcut.
         activate_shortcut: Whether to give the shortcut `ReLU(BN(x))` instead of `x`. The first block of a net does:
             there, `x` is the output of a convolution that nothing has activated yet.
-        project: Where the shape changes, a 1 x 1 convolution of `ReLU(BN(x))` is the shortcut: its module `shortcut`.
+        project: Where the shape changes, a 1 x 1 convolution of `ReLU(BN(x))` is the shortcut.
     """
 
     def __init__(
@@ -56,9 +56,11 @@ class PreActBlock(nn.Module):
         project: bool = False,
     ) -> None:
         super().__init__()
-        changes = stride != 1 or in_channels != channels
-        self.shortcut = nn.Conv2d(in_channels, channels, 1, stride, bias=False) if project and changes else None
-        self.channels, self.stride, self.activate_shortcut = channels, stride, activate_shortcut
+        projects = project and (stride != 1 or in_channels != channels)
+        self.shortcut = (
+            nn.Conv2d(in_channels, channels, 1, stride, bias=False) if projects else Shortcut(channels, stride)
+        )
+        self.activate_shortcut = activate_shortcut or projects
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.relu = nn.ReLU()
         self.conv1 = conv3x3(in_channels, channels, stride)
@@ -69,11 +71,8 @@ class PreActBlock(nn.Module):
         """(N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = self.relu(self.bn1(x))
         residual: Tensor = self.conv2(self.relu(self.bn2(self.conv1(activated))))
-        if self.shortcut is not None:
-            projected: Tensor = residual + self.shortcut(activated)
-            return projected
-        shortcut = activated if self.activate_shortcut else x
-        return residual + subsample_and_pad(shortcut, self.channels, self.stride)
+        out: Tensor = residual + self.shortcut(activated if self.activate_shortcut else x)
+        return out
 
 
 class ResNet(nn.Module):
