@@ -6,6 +6,7 @@ from netprism.callbacks.feature_components import FeatureComponents
 from netprism.callbacks.gating_entropy import GatingEntropy
 from netprism.callbacks.information_discarding import InformationDiscarding
 from netprism.callbacks.knowledge_points import KnowledgePoints
+from netprism.callbacks.training.best_checkpoint import BestCheckpoint
 from netprism.callbacks.training.equal_batches import CheckEqualBatches
 from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
@@ -13,6 +14,7 @@ from netprism.callbacks.training.run_summary import RunSummary
 
 __all__ = [
     "AttackedRegions",
+    "BestCheckpoint",
     "CheckEqualBatches",
     "ComplexityPenalty",
     "ExactResume",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
+from netprism.discarding.decoder import load_decoders
 from netprism.discarding.reconstruction import reconstruction_uncertainty
 from netprism.discarding.sid import strict_information_discarding
 from netprism.figures import discarding as figures
+from netprism.runs.checkpoints import read_training
 
 
 def masks_of(batch: Any, size: tuple[int, int]) -> Tensor | None:  # noqa: ANN401 - a user's batch
@@ -31,6 +33,26 @@ def masks_of(batch: Any, size: tuple[int, int]) -> Tensor | None:  # noqa: ANN40
     if found.dim() == 2 and found.shape[1] == 4:
         return box_mask(found, size, original)
     return segment_mask(found, size) if found.dim() == 3 or (found.dim() == 4 and found.shape[1] == 1) else None
+
+
+def decoders_of(
+    decoders: Mapping[str, nn.Module] | str | None, layers: Sequence[str], pl_module: nn.Module
+) -> dict[str, nn.Module]:
+    """Returns {layer: decoder}: those given, those of a checkpoint, or the "own" of an `InputDecoder` in training.
+
+    Raises:
+        ValueError: One is of another layer, or the module has none.
+    """
+    if decoders == "own":
+        own: Any = pl_module
+        if not hasattr(own, "decoder"):
+            raise ValueError(f"decoders is 'own', but {type(own).__name__} has none; expected an InputDecoder")
+        return {layer: own.decoder(layer) for layer in own.layers if layer in layers}
+    found = load_decoders(read_training(decoders)) if isinstance(decoders, str) else decoders or {}
+    for layer in found:
+        if layer not in layers:
+            raise ValueError(f"decoders has layer {layer!r}; expected some of {', '.join(layers)}")
+    return dict(found)
 
 
 def maps_of(
@@ -102,7 +124,7 @@ def per_image(found: Mapping[str, Tensor], masks: Tensor | None, num_shown: int)
 
 def mean_values(rows: Mapping[str, Tensor]) -> dict[str, float]:
     """Returns the logged numbers: means over the images, for concentration over those that have one."""
-    quantities = ("SID", "concentration", "RU")
+    quantities = ("SID", "unseen", "concentration", "RU")
     found = {quantity: [key for key in rows if key.startswith(f"{quantity}/")] for quantity in quantities}
     return {key: float(rows[key].nanmean() if quantity == "concentration" else rows[key].mean())
             for quantity, keys in found.items() for key in keys}  # fmt: skip

@@ -44,8 +44,8 @@ class Monitor(pl.Callback):
         seed: Seed of the choice of samples, and of all random numbers of the measurement.
         every_n_epochs: Measure after every n-th epoch, and after the last one unless EarlyStopping makes it the last.
         measure_untrained: Also measure before the first step, logged as epoch -1.
-        on_error: "raise" ends the training after an error; "warn" reports it in a line, logs nothing for this epoch,
-            and tries again the next time.
+        on_error: "raise" ends the training after an error, with the epoch's checkpoints; "warn" reports it in a line,
+            logs nothing for this epoch, and tries again the next time.
         train_data: A map-style data set to use instead of the trainer's training data.
         test_data: A map-style data set to use instead of the data module's test set or the first validation loader's.
         unpack: Function from a batch to `(inputs, labels or None)` or `(args, kwargs, labels or None)`; inputs that are
@@ -140,7 +140,12 @@ class Monitor(pl.Callback):
         finished = trainer.current_epoch + 1
         is_last = trainer.should_stop or finished == trainer.max_epochs or trainer.global_step == trainer.max_steps
         if finished % self.every_n_epochs == 0 or is_last:
-            values = self.look(trainer, pl_module, trainer.current_epoch)
+            try:
+                values = self.look(trainer, pl_module, trainer.current_epoch)
+            except Exception as error:
+                if is_reported(error):
+                    _save_epoch(trainer, pl_module)
+                raise
             # The ranks agree already: a maximum keeps the value bitwise, where a mean over three ranks may round.
             pl_module.log_dict(values, on_step=False, on_epoch=True, sync_dist=True, reduce_fx="max")
 
@@ -155,9 +160,14 @@ class Monitor(pl.Callback):
             self.on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Draws them also for a training that was stopped with Ctrl-C."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
-            self.on_train_end(trainer, pl_module)
+        """Draws them also for a training that Ctrl-C or an error, of another monitor for instance, has ended."""
+        stopped = isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1
+        failed = isinstance(exception, Exception) and is_reported(exception)
+        if stopped or (failed and self.history and not self._is_drawn):
+            try:
+                self.on_train_end(trainer, pl_module)
+            except Exception as error:  # the first error is the one to be seen
+                log.warning(f"{self.name}: no figures ({in_one_line(error)})")
 
     @overload
     def choose_data(self, view: View, split: Literal["train"]) -> MonitorData: ...
@@ -243,6 +253,15 @@ class Monitor(pl.Callback):
 def _layer_of(key: str) -> str:
     """`layer1` of `entropy/layer1` and of `test/entropy/layer1`; "" of a key of the whole network."""
     return key.removeprefix("test/").partition("/")[2]
+
+
+def _save_epoch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Writes the checkpoints of an epoch that is trained before an error in its measurement ends the training."""
+    for checkpoint in trainer.checkpoint_callbacks:
+        try:
+            checkpoint.on_train_epoch_end(trainer, pl_module)
+        except Exception as error:  # that in the measurement is the one to be seen
+            log.warning(f"no checkpoint of this epoch ({in_one_line(error)})")
 
 
 def check_at_least(**options: tuple[float, float]) -> None:

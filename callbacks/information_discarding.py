@@ -9,16 +9,14 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from torch import Tensor, nn
 
-from netprism.callbacks._entropy_maps import draw_maps, joined, maps_of, masks_of, mean_values, per_image
+from netprism.callbacks._entropy_maps import decoders_of, draw_maps, joined, maps_of, masks_of, mean_values, per_image
 from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData, Split
 from netprism.callbacks._view import Batch, View, buffers_kept
 from netprism.discarding.constants import ALPHA, Method
-from netprism.discarding.decoder import load_decoders
 from netprism.discarding.layer_view import LayerView
 from netprism.discarding.sensitivity import jacobian_norms
 from netprism.figures import discarding as figures
-from netprism.runs.checkpoints import read_training
 
 _SEEDS = 1000  # distance of the seeds of two batches: the functions count on from theirs
 
@@ -30,13 +28,14 @@ class InformationDiscarding(Monitor):
     | --- | --- | --- | --- | --- |
     | `discarding/SID/<layer>` | mean over images and pixels of H_i = log sigma_i + C: how much a pixel may change \
 before the layer reacts | nat | to log max_sigma + C | |
+    | `discarding/unseen/<layer>` | fraction of pixels on which the layer does not depend | 1 | 0 to 1 | |
     | `discarding/RU/<layer>` | the same for the reconstruction by a decoder of the layer | nat | | |
     | `discarding/concentration/<layer>` | mean H_i of the background - of the object | nat | | higher |
 
     RU is logged where there are decoders, concentration where images come with boxes or segments; images whose mask is
-    all or nothing do not count. Higher SID means that more is discarded; layers compare, since rescaling them changes
-    nothing. Each measurement draws `<log_dir>/maps/<epoch>/<name>_SID.png` (and `_RU`), images with a map per layer; at
-    the end of the training `<log_dir>/figures/<name>_curves.png` is drawn.
+    all or nothing do not count. Higher SID means that more is discarded; layers and networks compare, since rescaling
+    changes nothing, if few pixels are unseen: their H_i is the cap. Each measurement draws
+    `<log_dir>/maps/<epoch>/<name>_SID.png` (and `_RU`), the end of the training `<log_dir>/figures/<name>_curves.png`.
 
     Cost per measurement and layer: images x num_vjps backward passes of one image to the input, and `num_scale_images`
     passes forward and back. 15 % of an epoch of ResNet-8 on digits, see docs/discarding.md.
@@ -44,8 +43,8 @@ before the layer reacts | nat | to log max_sigma + C | |
     Args:
         layers: Names of layers; None for the `tap_points` of a netprism network, or the outermost blocks of another.
         num_images: Number of measured images, equally many per class as far as possible.
-        decoders: {layer: decoder of its features}, or the checkpoint of an `InputDecoder` of this very network; RU is
-            meaningful only while the network is the one for which the decoders were trained.
+        decoders: {layer: decoder of its features}, the checkpoint of an `InputDecoder`, or "own" while one is trained.
+            RU is meaningful only for the very network for which the decoders were trained.
         masks: Function from a batch and (H, W) to the objects, bool `(N, 1, H, W)`, or None; by default `masks_of`.
         method: "linear" or "optimized", see `netprism.discarding.strict_information_discarding`.
         alpha: How far the features may move, as a fraction of their scale.
@@ -89,7 +88,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         super().__init__(name, num_images=max(num_images, num_scale_images), batch_size=batch_size, **options)
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
         self.input_layer, self.dry_run_samples = input_layer, 2  # each costs as much as 100 forward passes per layer
-        self._decoders: dict[str, nn.Module] = {} if decoders is None or isinstance(decoders, str) else dict(decoders)
+        self._decoders: dict[str, nn.Module] = {}
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
         self.images: dict[str, Tensor] = {}  # of the last measurement, see `per_image`
         self.indices: list[int] = []  # which samples of the data set these images are
@@ -117,11 +116,8 @@ before the layer reacts | nat | to log max_sigma + C | |
         if self.layers is None:
             self.layers = view.default_layers(data)
         layers = view.layers(self.layers)
-        if isinstance(self.decoders, str) and not self._decoders:
-            self._decoders = {**load_decoders(read_training(self.decoders))}
-        for layer in self._decoders:
-            if layer not in layers:
-                raise ValueError(f"{self.name}: a decoder is of layer {layer!r}; expected one of {', '.join(layers)}")
+        if self.decoders == "own" or not self._decoders:
+            self._decoders = decoders_of(self.decoders, layers, view.pl_module)
         return layers
 
     def _norms(self, view: View, layers: list[str], batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What LightningModules that look into trained networks share: a frozen teacher, and parts that follow its shapes."""
+"""What LightningModules share: a frozen teacher, parts that follow its shapes, the optimiser, a check of the loss."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Self
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.cli import LRSchedulerCallable
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+REMEDIES = "a smaller learning rate or trainer.precision=32"
+REMEDIES_AND_CLIPPING = "a smaller learning rate, trainer.gradient_clip_val or trainer.precision=32"
 Batch = Tensor | Sequence[Tensor]  # images, or images and what belongs to them
 
 
@@ -65,19 +70,25 @@ class TeacherModule(LightningModule):
         noise = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
         return noise.to(next((p.device for p in self.teacher.parameters()), self.device))
 
-    def check_finite(
-        self, key: str, value: Tensor, remedies: str = "a smaller learning rate or trainer.precision=32"
-    ) -> None:
-        """Refuses a loss that is NaN or infinite.
-
-        Raises:
-            ValueError: Names the key under which the loss is logged, the epoch, the step, and the remedies.
-        """
-        if not value.isfinite():
-            where = f"epoch {self.current_epoch}, step {self.global_step}"
-            raise ValueError(f"{key} is {value.item()} in {where}: try {remedies}")
-
     @staticmethod
     def images(batch: Batch) -> Tensor:
         """Returns the images of a batch: the batch itself, or its first item."""
         return batch if isinstance(batch, Tensor) else batch[0]
+
+
+def optimizer_and_schedule(optimizer: Optimizer, scheduler: LRSchedulerCallable | None) -> OptimizerLRScheduler:
+    """Returns what `configure_optimizers` returns: the optimiser and, if there is one, its schedule per epoch."""
+    if scheduler is None:
+        return optimizer
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler(optimizer), "monitor": "val/loss"}}
+
+
+def check_finite(module: LightningModule, key: str, value: Tensor, remedies: str = REMEDIES) -> None:
+    """Refuses a loss that is NaN or infinite.
+
+    Raises:
+        ValueError: Names the key under which the loss is logged, the epoch, the step, and the remedies.
+    """
+    if not value.isfinite():
+        where = f"epoch {module.current_epoch}, step {module.global_step}"
+        raise ValueError(f"{key} is {value.item()} in {where}: try {remedies}")

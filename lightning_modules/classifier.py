@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from netprism.checks import check_optimizer
+from netprism.lightning_modules._base import REMEDIES_AND_CLIPPING, check_finite, optimizer_and_schedule
 from netprism.nets import fit_to
 from netprism.nets.fitting import heads_of, output_layer, outputs_of, size_that_fits
 from netprism.nets.known import auxiliary_weight as usual_auxiliary_weight
@@ -89,18 +90,12 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser of all parameters and, if there is one, its schedule."""
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}
+        return optimizer_and_schedule(self.optimizer(self.parameters()), self.scheduler)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch, a scalar in nats."""
         loss = self._step(batch, self.train_meters)
-        if not loss.isfinite():
-            where = f"epoch {self.current_epoch}, step {self.global_step}"
-            remedies = "a smaller learning rate, trainer.gradient_clip_val or trainer.precision=32"
-            raise ValueError(f"train/loss is {loss.item()} in {where}: try {remedies}")
+        check_finite(self, "train/loss", loss, REMEDIES_AND_CLIPPING)
         return loss
 
     def validation_step(self, batch: Batch) -> None:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from netprism.components.disentangler import ORDERS, Disentanglers, check_orders
 from netprism.components.distillation import DisentangledFeature, mimic_losses
 from netprism.components.network_split import SplitNetwork
-from netprism.lightning_modules._base import Batch, TeacherModule
+from netprism.lightning_modules._base import Batch, TeacherModule, check_finite
 from netprism.metrics import ComponentMetric
 
 
@@ -149,7 +149,7 @@ class Disentangler(TeacherModule):
         images = self.images(batch)
         losses = mimic_losses(self(images)[: self.started], self._feature(images))
         for order, loss in zip(self.orders, losses, strict=False):
-            self.check_finite(f"train/loss/{order}", loss)
+            check_finite(self, f"train/loss/{order}", loss)
         total: Tensor = torch.stack(losses).sum()
         each = losses + losses[-1:] * (len(self.orders) - self.started)
         values = {f"train/loss/{order}": loss for order, loss in zip(self.orders, each, strict=True)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from netprism.interventions.distil import LABELS, OUTPUT, Pairs
-from netprism.lightning_modules._base import Batch, TeacherModule
+from netprism.lightning_modules._base import Batch, TeacherModule, check_finite, optimizer_and_schedule
 from netprism.metrics import ComponentMetric
 from netprism.module_names import key_of_layer
 
@@ -103,15 +103,13 @@ class Distillation(TeacherModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Makes the optimiser of the student and the maps and, if there is one, its schedule."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return optimizer_and_schedule(self.optimizer(trained), self.scheduler)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Returns the loss of a batch."""
         total, made, _ = self._losses(batch, "train")
-        self.check_finite("train/loss", total)
+        check_finite(self, "train/loss", total)
         # Under DDP every parameter needs a gradient in every step, also behind the layers that are compared.
         return total + 0.0 * made[OUTPUT].sum() if self.trainer.world_size > 1 else total
 

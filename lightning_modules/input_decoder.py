@@ -14,7 +14,13 @@ from torchmetrics import MeanMetric
 from netprism.checks import check_optimizer
 from netprism.discarding.decoder import Decoder
 from netprism.figures import reconstruction as figures
-from netprism.lightning_modules._base import Batch, TeacherModule
+from netprism.lightning_modules._base import (
+    REMEDIES_AND_CLIPPING,
+    Batch,
+    TeacherModule,
+    check_finite,
+    optimizer_and_schedule,
+)
 from netprism.loggers import publish
 from netprism.module_names import key_of_layer
 from netprism.taps import tap
@@ -108,17 +114,12 @@ class InputDecoder(TeacherModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser of the decoders and, if there is one, its schedule."""
-        optimizer = self.optimizer(self.decoders.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}
+        return optimizer_and_schedule(self.optimizer(self.decoders.parameters()), self.scheduler)
 
     def training_step(self, batch: Batch) -> Tensor:
         """Mean squared error of a batch, summed over the layers."""
         loss = self._step(batch, "train", self.train_meters)
-        self.check_finite(
-            "train/loss", loss, "a smaller learning rate, trainer.gradient_clip_val or trainer.precision=32"
-        )
+        check_finite(self, "train/loss", loss, REMEDIES_AND_CLIPPING)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -19,7 +19,7 @@ from netprism.components.network_split import SplitNetwork
 from netprism.components.reliable_nets import ReliableNets
 from netprism.components.reliable_variance import Reliability
 from netprism.figures import reliability as figures
-from netprism.lightning_modules._base import Batch, TeacherModule
+from netprism.lightning_modules._base import Batch, TeacherModule, check_finite
 from netprism.loggers import publish
 from netprism.metrics import ReliabilityMetric
 
@@ -152,7 +152,7 @@ class ReliableDisentangler(TeacherModule):
         for order, loss in zip(self.orders, mimic_losses(approximations, features[0]), strict=True):
             losses[f"train/mimic_loss/{order}"] = loss
         for key, value in losses.items():
-            self.check_finite(key, value)
+            check_finite(self, key, value)
         total = torch.stack(list(losses.values())).sum()
         self.log_dict(
             {key: value.detach() for key, value in {"train/loss": total, **losses}.items()},

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from netprism.figures import reconstruction as figures
+from netprism.lightning_modules._base import REMEDIES_AND_CLIPPING, check_finite, optimizer_and_schedule
 from netprism.loggers import publish
 from netprism.nets.vae import VAE, Coded
 
@@ -78,17 +79,12 @@ class VariationalAutoEncoder(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser of all parameters and, if there is one, its schedule."""
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "monitor": "val/loss"}}
+        return optimizer_and_schedule(self.optimizer(self.parameters()), self.scheduler)
 
     def training_step(self, batch: Batch) -> Tensor:
         """The loss of a batch, a scalar in nats."""
         loss = self._step(batch, self.train_meters)
-        if not loss.isfinite():
-            where = f"epoch {self.current_epoch}, step {self.global_step}"
-            raise ValueError(f"train/loss is {loss.item()} in {where}: try a smaller learning rate")
+        check_finite(self, "train/loss", loss, REMEDIES_AND_CLIPPING)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -7,13 +7,17 @@ import shutil
 import tarfile
 import urllib.error
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
+
+from netprism.gates.sampler import log_partition
 
 torch.set_num_threads(1)  # a process forked from one that has used OpenMP threads hangs in its first parallel loop
 
@@ -25,6 +29,27 @@ def pytest_configure(config):
     for package, newest in NEWEST.items():
         if tuple(map(int, version(package).split(".")[:2])) > newest:
             config.addinivalue_line("filterwarnings", "default")
+
+
+@pytest.fixture(autouse=True)
+def pictures_in_an_instant(request, monkeypatch):
+    """Pictures are not rendered, which takes a second each, but in tests/figures and where a test has the mark."""
+
+    def pixel(figure, path):
+        if path.suffix == ".png":
+            Image.new("RGB", (1, 1)).save(path)
+        else:
+            path.write_text(f"a {path.suffix} of one pixel")
+
+    looked_at = request.node.get_closest_marker("pictures") or "/figures/" in request.node.nodeid
+    if not looked_at:
+        monkeypatch.setattr("netprism.figures._common._write", pixel)
+
+
+@pytest.fixture
+def short_annealing(monkeypatch):
+    """Two temperatures in place of forty for log Z, for tests that do not look at it."""
+    monkeypatch.setattr("netprism.gates.energy.log_partition", partial(log_partition, temperatures=2))
 
 
 MakeDataSet = Callable[..., Path]

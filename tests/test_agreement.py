@@ -36,11 +36,14 @@ BATCH, SHAPE, CLASSES = 8, (1, 8, 8), 3
 DEADLINE = 60  # seconds; a run takes one
 MONITORED = 21  # images: three batches, so that one of four ranks has none
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Found .* in eval mode",  # teachers, and all BatchNorms here, on purpose
-    "ignore:.*does not have many workers",
-    "ignore:knowledge. layer 'fc1' has one region",
-)
+pytestmark = [
+    pytest.mark.usefixtures("short_annealing"),
+    pytest.mark.filterwarnings(
+        "ignore:Found .* in eval mode",  # teachers, and all BatchNorms here, on purpose
+        "ignore:.*does not have many workers",
+        "ignore:knowledge. layer 'fc1' has one region",
+    ),
+]
 
 
 class Images(ImageDataModule):

@@ -9,6 +9,7 @@ from netprism.callbacks import GatingEntropy
 from netprism.cli.main import experiments, run
 
 pytestmark = [
+    pytest.mark.usefixtures("short_annealing"),
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # the images are in memory
 ]

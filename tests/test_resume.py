@@ -28,6 +28,8 @@ from netprism.lightning_modules import (
 from netprism.loggers import ResumableCSVLogger
 from netprism.nets import MLP, ResNet
 
+pytestmark = pytest.mark.usefixtures("short_annealing")
+
 DATA = functools.partial(Digits, image_size=8, train_samples=24, batch_size=8, augment=True)
 ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 

@@ -17,18 +17,18 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from netprism.runs.folder import display_path
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)
 
 
 class Requeue(pl.Callback):
-    """On SIGUSR1 or SIGTERM: saves a checkpoint, puts a Slurm job back into the queue, and ends the process.
+    """On SIGUSR1, SIGTERM or SIGHUP: saves a checkpoint, puts a Slurm job back into the queue, and ends the process.
 
         trainer = Trainer(callbacks=[ExactResume(), ModelCheckpoint("runs/mine", save_last=True), Requeue()])
         trainer.fit(model, ckpt_path="last", weights_only=True)
 
     Slurm sends SIGUSR1 some time before a job's end (`--signal=SIGUSR1@90`), and SIGTERM to a job that has to make room
     for another one or that is cancelled; a cancelled job stays so. Without Slurm both save and stop, on the desk as
-    under torchrun.
+    under torchrun. SIGHUP, of a terminal that is closed, does so too, unless `nohup` has switched it off.
 
     The handler only sets a flag: Lightning's own saves within it, where the collectives of a save meet those of a
     backward pass (6 of 12 tries with two processes hung). After a batch all processes agree whether any was asked, save
@@ -117,7 +117,8 @@ class Requeue(pl.Callback):
         raise SystemExit(128 + asked)
 
     def _catch(self, number: signal.Signals) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python's condition
+        # Python's condition; and what `nohup` ignores stays so.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) != signal.SIG_IGN:
             self._before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from netprism.cli.errors import UsageError
 from netprism.cli.signatures import Argument, Signature, methods, names_in, signature
 
 TRAINER = "pytorch_lightning.trainer.trainer.Trainer"
+BEST = "netprism.callbacks.BestCheckpoint"
 CHECKPOINT = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 RUN_OPTIONS = {
     "config": "an experiment or a YAML file; several are read one after the other",
@@ -19,7 +20,7 @@ RUN_OPTIONS = {
     "seed_everything": "seed of all random numbers (0)",
     "print_config": "shows every value, and ends",
 }
-GROUPS = {"trainer": TRAINER, "best_checkpoint": CHECKPOINT, "last_checkpoint": CHECKPOINT, "summary": None}
+GROUPS = {"trainer": TRAINER, "best_checkpoint": BEST, "last_checkpoint": CHECKPOINT, "summary": None}
 NOT_OPTIONS = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")  # of Trainer's methods
 WIDTH = 100
 _SAYS_HOW = (

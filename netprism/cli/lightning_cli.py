@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
@@ -23,10 +24,12 @@ import netprism.lightning_modules
 import netprism.nets  # noqa: F401  for short names: --data Digits, --model.net LeNet5
 from netprism.callbacks._monitor import Monitor
 from netprism.callbacks._view import is_watched
+from netprism.callbacks.training.best_checkpoint import BestCheckpoint
 from netprism.callbacks.training.equal_batches import CheckEqualBatches
 from netprism.callbacks.training.exact_resume import ExactResume
 from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
+from netprism.cli.config_teachers import teachers_in
 from netprism.cli.early import differing
 from netprism.cli.teacher_runs import resolve_teachers
 from netprism.files import write_text
@@ -34,7 +37,19 @@ from netprism.loggers import OfflineFallbackWandbLogger, is_dry_run
 from netprism.report.run import flat
 from netprism.runs.checkpoint_io import SafeCheckpointIO, use_safe_checkpoints
 from netprism.runs.checkpoints import of_another_model
-from netprism.runs.folder import FINISHED, RUN, display_path, lock, open_folder, provenance, runs_root, unlock
+from netprism.runs.folder import (
+    FINISHED,
+    RUN,
+    display_path,
+    environment,
+    lock,
+    open_folder,
+    provenance,
+    runs_root,
+    unlock,
+)
+from netprism.runs.teachers import EXPERIMENTS
+from netprism.studies.keys import network_key
 
 # Lines of jsonargparse about its own types, around the line that names the mistake.
 NOISE = (
@@ -118,7 +133,7 @@ class NetprismCLI(LightningCLI):
         """Adds the callbacks that every training has; their arguments are in `configs/trainer/default.yaml`."""
         # Two, because Lightning's save_last follows save_top_k: "last" would be as old as the best epoch. The best one
         # comes first: "last" then holds its score, and a resumed run knows which epoch was the best.
-        parser.add_lightning_class_args(ModelCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(ModelCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(RunSummary, "summary")
 
@@ -132,7 +147,8 @@ class NetprismCLI(LightningCLI):
             self.config = parser.parse_args(self.args)
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(None, self._explain(error.message)) from error
-        resolve_teachers(self.config[self.args[0]], may_train=self.args[0] == "fit")
+        may_train = self.args[0] == "fit"
+        resolve_teachers(self.config[self.args[0]], may_train, lambda name: ConfigReader().network_key(name))
 
     def _parse_ckpt_path(self) -> None:
         """Ignore the checkpoint: Lightning's would let it choose the class of the model and its arguments."""
@@ -235,3 +251,45 @@ class NetprismCLI(LightningCLI):
             raise OSError(f"not written: {', '.join(f'{name} ({why})' for name, why in saves.unsaved.items())}")
         if not self.config["fit"]["trainer"]["fast_dev_run"] and not self.trainer.interrupted:
             write_text(Path(os.environ[RUN], FINISHED), f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+
+
+class ConfigReader(NetprismCLI):
+    """Lightning's command line up to the resolved config: nothing is seeded, made or run."""
+
+    def __init__(self) -> None:
+        super().__init__(["fit"])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses nothing yet."""
+        self.config = Namespace(subcommand="fit", fit=Namespace())  # type: ignore[no-untyped-call]
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        """Makes nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def resolved(self, config: Path, args: list[str]) -> Namespace:
+        """Returns the config of `fit`; a wrong option ends in one line."""
+        # A variable still when it is resolved, as in a run's config.yaml.
+        with environment(RUN, f"${{oc.env:{RUN}}}"):
+            try:
+                found: Namespace = self.parser.parse_args(["fit", f"--config={config}", *args]).fit
+            except argparse.ArgumentError as error:
+                raise argparse.ArgumentError(None, self._explain(error.message)) from error
+        found["ckpt_path"] = None
+        return found
+
+    def dump(self, config: Namespace) -> str:
+        """Returns a config as a run writes it."""
+        return str(self._parser("fit").dump(config, skip_none=False))
+
+    def network_key(self, experiment: str) -> str:
+        """Returns the key of the network that an experiment trains as it stands, without any option."""
+        config = self.resolved(EXPERIMENTS / f"{experiment}.yaml", [])
+        for options in teachers_in(config):
+            options["checkpoint"] = f"key:{self.network_key(options['experiment'])}"
+        return network_key(yaml.safe_load(self.dump(config)))

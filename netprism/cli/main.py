@@ -8,15 +8,13 @@ import difflib
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from netprism.cli.early import check_options, help_of
 from netprism.cli.errors import UsageError, users_error
-from netprism.runs.folder import RUN, choose_folder, is_restart, runs_root, scheduler_id
+from netprism.runs.folder import RUN, choose_folder, environment, is_restart, runs_root, scheduler_id
 
 if TYPE_CHECKING:
     from netprism.cli.lightning_cli import NetprismCLI
@@ -268,17 +266,3 @@ def die_with_launcher() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it ended before the call
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@contextmanager
-def environment(key: str, value: str) -> Iterator[None]:
-    """Sets an environment variable, for this process and those it starts, and puts the old value back."""
-    before = os.environ.get(key)
-    os.environ[key] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[key]
-        else:
-            os.environ[key] = before

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 from tqdm import tqdm
 
 from netprism.cli.config_teachers import teachers_in
-from netprism.cli.lightning_cli import NetprismCLI
-from netprism.runs.folder import RUN, display_path, runs_root
+from netprism.cli.lightning_cli import ConfigReader
+from netprism.runs.folder import display_path, runs_root
 from netprism.studies.grid import Setting, text
 from netprism.studies.keys import config_key, digest, finished_by_key
 from netprism.studies.points import Point
@@ -25,42 +22,6 @@ from netprism.studies.study import Study
 TEACHER = "teacher."  # before options of the training of an analysed network
 ARGUMENT = "measure."  # before arguments of the measuring function
 NOT_OPTIONS = ("experiment", "label", "seed")
-
-
-class _Reader(NetprismCLI):
-    """Lightning's command line up to the resolved config: nothing is seeded, made or run."""
-
-    def __init__(self) -> None:
-        super().__init__(["fit"])
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses nothing yet."""
-        self.config = Namespace(subcommand="fit", fit=Namespace())  # type: ignore[no-untyped-call]
-
-    def _set_seed(self) -> None:
-        pass
-
-    def instantiate_classes(self) -> None:
-        """Makes nothing."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-    def resolved(self, config: Path, args: list[str]) -> Namespace:
-        """Returns the config of `fit`; a wrong option ends in one line."""
-        os.environ[RUN] = f"${{oc.env:{RUN}}}"  # a variable still when it is resolved, as in a run's config.yaml
-        try:
-            found: Namespace = self.parser.parse_args(["fit", f"--config={config}", *args]).fit
-        except argparse.ArgumentError as error:
-            raise argparse.ArgumentError(None, self._explain(error.message)) from error
-        finally:
-            del os.environ[RUN]
-        found["ckpt_path"] = None
-        return found
-
-    def dump(self, config: Namespace) -> str:
-        """Returns a config as a run writes it."""
-        return str(self._parser("fit").dump(config, skip_none=False))
 
 
 class Planner:
@@ -73,7 +34,7 @@ class Planner:
 
     def __init__(self, experiments: Mapping[str, Path], args: list[str]) -> None:
         self.experiments, self.args = experiments, args
-        self.reader = _Reader()
+        self.reader = ConfigReader()
         self._finished: dict[str, dict[str, Path]] = {}
 
     def plan(self, study: Study) -> list[Point]:

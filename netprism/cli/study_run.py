@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netprism.files import write_table, write_text
-from netprism.runs.folder import FINISHED, RUN, display_path
+from netprism.runs.folder import FINISHED, RUN, display_path, environment
 from netprism.studies.points import FAILED, LOG, SECONDS, Point, read_point
 
 Fit = Callable[[str, list[str]], object]
@@ -52,16 +52,12 @@ def _train(point: Point, config: Path, fit: Fit) -> None:
     if _is_first() and not (checkpoints / "last.ckpt").is_file():
         for left in checkpoints.glob("*.ckpt"):  # killed between the two checkpoints of its first epoch: from the start
             left.unlink()
-    before = os.environ.get(RUN)
-    os.environ[RUN] = str(point.folder.absolute())
     try:
-        fit("fit", [f"--config={config}", "--ckpt_path=last"])
+        with environment(RUN, str(point.folder.absolute())):
+            fit("fit", [f"--config={config}", "--ckpt_path=last"])
     finally:
         if _is_first():
             _add_seconds(point.folder, time.monotonic() - begin)
-        os.environ.pop(RUN)
-        if before is not None:
-            os.environ[RUN] = before
     if _is_first() and not (point.folder / FINISHED).is_file():
         raise ValueError("the training ended before its last epoch")
 

@@ -6,25 +6,30 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
 from netprism.cli.config_teachers import teachers_in
 from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
-from netprism.runs.teachers import UNTRAINED, checkpoint_of
+from netprism.runs.teachers import UNTRAINED, checkpoint_in
+from netprism.studies.keys import network_key, read_config
 
 
-def resolve_teachers(config: Namespace, may_train: bool) -> None:
+def resolve_teachers(config: Namespace, may_train: bool, key_of: Callable[[str], str]) -> None:
     """Writes the checkpoint of each trained network into a config, so that the run records which one it was.
 
-    A missing one is trained first, in a process and a run of its own. A dry run takes the network untrained.
+    It is that of the newest finished run of the experiment as it stands: a run with another width, seed or number of
+    epochs, of a study for instance, is not taken. A missing one is trained first, in a process and a run of its own.
+    A dry run takes the network untrained.
 
     Args:
         config: Config of `fit` or another command; changed in place.
         may_train: Whether to train what is missing, or to raise.
+        key_of: Returns the `network_key` of an experiment.
 
     Raises:
         FileNotFoundError: One is missing and not to be trained here.
@@ -32,26 +37,52 @@ def resolve_teachers(config: Namespace, may_train: bool) -> None:
     """
     for options in teachers_in(config):
         experiment = options["experiment"]
-        if not finished_runs(experiment) and config["trainer"]["fast_dev_run"]:
-            rank_zero_info(f"{experiment} is not trained yet: this dry run uses it untrained")
-            options["checkpoint"] = UNTRAINED
-            continue
-        if may_train and not _is_one_of_many():
-            train_once(experiment, config)
-        options["checkpoint"] = display_path(checkpoint_of(experiment))
+        if (found := own_network(experiment, key_of)) is None:
+            if config["trainer"]["fast_dev_run"]:
+                rank_zero_info(f"{experiment} is not trained yet: this dry run uses it untrained")
+                options["checkpoint"] = UNTRAINED
+                continue
+            if may_train and not _is_one_of_many():
+                train_once(experiment, config, key_of)
+                found = own_network(experiment, key_of)
+        if found is None:
+            raise FileNotFoundError(
+                f"no finished run of {experiment!r} as it stands in {display_path(runs_root() / experiment)}"
+                f"{_others(experiment)}; make train EXP={experiment} makes one"
+            )
+        options["checkpoint"] = display_path(found)
+        rank_zero_info(f"the network of {experiment} is {options['checkpoint']}")
 
 
-def train_once(experiment: str, config: Namespace) -> None:
+def own_network(experiment: str, key_of: Callable[[str], str]) -> Path | None:
+    """Returns the checkpoint of the newest finished run that trained the network of an experiment as it stands."""
+    key: str | None = None
+    for folder in finished_runs(experiment):
+        config = folder / "config.yaml"
+        if (path := checkpoint_in(folder)) is not None and config.is_file():
+            key = key or key_of(experiment)
+            if network_key(read_config(config)) == key:
+                return path
+    return None
+
+
+def _others(experiment: str) -> str:
+    """Names the newest run that was not taken, for who meant that one."""
+    others = finished_runs(experiment)
+    return f" ({display_path(others[0])} had other options: give its checkpoint if it is meant)" if others else ""
+
+
+def train_once(experiment: str, config: Namespace, key_of: Callable[[str], str]) -> None:
     """Trains a missing teacher; of several runs that miss the same one, the first trains it and the others wait.
 
     Args:
         experiment: Name of the teacher's experiment.
         config: Config of the run that needs it, whose data folder it shares.
+        key_of: Returns the `network_key` of an experiment.
     """
-    if not finished_runs(experiment):
-        with _only_one_trains(experiment):
-            if not finished_runs(experiment):
-                _train(experiment, config)
+    with _only_one_trains(experiment):
+        if own_network(experiment, key_of) is None:
+            _train(experiment, config)
 
 
 @contextmanager
@@ -78,7 +109,7 @@ def _is_one_of_many() -> bool:
 def _train(experiment: str, config: Namespace) -> None:
     root = config.get("data.init_args.root")
     command = [sys.executable, "-m", "netprism", "fit", "--config", experiment]
-    rank_zero_info(f"{experiment} is not trained yet: that comes first, once")
+    rank_zero_info(f"{experiment} is not trained yet{_others(experiment)}: that comes first, once")
     environment = {name: value for name, value in os.environ.items() if name != RUN}
     failed = subprocess.run(command + ([f"--data.root={root}"] if root else []), env=environment).returncode
     if failed:

@@ -33,6 +33,7 @@ _MEANINGS = {
     "gates/total_correlation": Meaning("How far gates are from independent, smoothed by the kernel.", "bits"),
     "gates/conditional_total_correlation": Meaning("The same among images of one class.", "bits"),
     "discarding/SID": Meaning("How much a pixel may change before the layer reacts: more is discarded.", "nats", True),
+    "discarding/unseen": Meaning("Fraction of the pixels on which the layer does not depend."),
     "discarding/RU": Meaning("How uncertain the input stays when it is reconstructed from the layer.", "nats"),
     "discarding/concentration": Meaning("How much more is discarded of the background than of the object.", "nats"),
     "knowledge/points": Meaning("Regions of an image that decide for a class by themselves.", "regions"),

@@ -11,6 +11,8 @@ import re
 import secrets
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -40,6 +42,20 @@ def run_folder(given: str | os.PathLike[str] | None = None) -> Path:
     if not folder:
         raise ValueError(f"save_dir is None and ${RUN} is not set; expected a folder")
     return Path(folder)
+
+
+@contextmanager
+def environment(key: str, value: str) -> Iterator[None]:
+    """Sets an environment variable, for this process and those it starts, and puts the old value back."""
+    before = os.environ.get(key)
+    os.environ[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
 
 
 def scheduler_id() -> str | None:

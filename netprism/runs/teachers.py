@@ -36,8 +36,9 @@ def trained(
     """Returns a trained network, in eval mode and without gradients of its weights.
 
     Args:
-        experiment: Name of an experiment: the best checkpoint of the newest finished run of this experiment; `make
-            train` trains it first if there is none. With a `checkpoint`, only the network of that experiment.
+        experiment: Name of an experiment: the best checkpoint of its newest finished run, whatever options that had.
+            From a config, it is the newest one that had none, and `make train` trains that first if it is missing.
+            With a `checkpoint`, only the network of that experiment.
         checkpoint: A Lightning checkpoint or a plain state dict, read with `weights_only=True`; "untrained" for the
             network with its initial weights, a control.
         net: The network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
@@ -70,11 +71,16 @@ def checkpoint_of(experiment: str) -> Path:
         FileNotFoundError: there is none.
     """
     for run in finished_runs(experiment):
-        for word in ("best", "last"):
-            if (path := run / "checkpoints" / f"{word}.ckpt").is_file():
-                return path
+        if (path := checkpoint_in(run)) is not None:
+            return path
     where = display_path(runs_root() / experiment)
     raise FileNotFoundError(f"no finished run of {experiment!r} in {where}; make train EXP={experiment} makes one")
+
+
+def checkpoint_in(run: Path) -> Path | None:
+    """Returns the best checkpoint of a run, the last one where none is the best, or None."""
+    paths = (run / "checkpoints" / f"{word}.ckpt" for word in ("best", "last"))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def config_for(checkpoint: str | None, experiment: str | None) -> Path:

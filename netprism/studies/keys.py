@@ -29,6 +29,9 @@ IRRELEVANT = (
     "data.init_args.download",
     "data.init_args.num_workers",
 )
+LENGTH = ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches", "accumulate_grad_batches")
+CALLBACKS = "netprism.callbacks."
+CHANGE_THE_TRAINING = (f"{CALLBACKS}ComplexityPenalty",)
 Config = dict[str, Any]
 
 
@@ -40,17 +43,33 @@ def config_key(config: Config) -> str:
     Args:
         config: The resolved config of `fit`, as a run writes it into `config.yaml`.
     """
-    kept = json.loads(json.dumps(config, default=str))
-    for path in IRRELEVANT:
-        *parents, last = path.split(".")
-        node: Any = kept
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict):
-            node.pop(last, None)
+    kept = _without_irrelevant(config)
     for options in teachers(kept):
         options["checkpoint"] = _content(options.get("checkpoint"))
     return digest(kept)
+
+
+def network_key(config: Config) -> str:
+    """Returns twelve hex digits, the same for two runs that train the same network on whatever machine.
+
+    Model, data, seed and length of the training count, and callbacks that change it; monitors, loggers, devices and
+    precision do not.
+
+    Args:
+        config: The resolved config of `fit`, as a run writes it into `config.yaml`.
+    """
+    trainer = config.get("trainer") or {}
+    callbacks = [
+        callback
+        for callback in trainer.get("callbacks") or []
+        if not callback["class_path"].startswith(CALLBACKS) or callback["class_path"] in CHANGE_THE_TRAINING
+    ]
+    kept = _without_irrelevant({name: config.get(name) for name in ("seed_everything", "model", "data")})
+    for options in teachers(kept):
+        path = Path(options.get("checkpoint") or "")
+        if (of_run := path.parent.parent / "config.yaml").is_file():
+            options["checkpoint"] = f"key:{network_key(read_config(of_run))}"
+    return digest([kept, callbacks, [trainer.get(name) for name in LENGTH]])
 
 
 def digest(content: object) -> str:
@@ -68,6 +87,18 @@ def teachers(node: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - a part of
     elif isinstance(node, list):
         for part in node:
             yield from teachers(part)
+
+
+def _without_irrelevant(config: Config) -> Config:
+    kept: Config = json.loads(json.dumps(config, default=str))
+    for path in IRRELEVANT:
+        *parents, last = path.split(".")
+        node: Any = kept
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    return kept
 
 
 def _content(checkpoint: str | None) -> str | None:

@@ -22,7 +22,10 @@ from netprism.gates.loss import ComplexityLoss
 from netprism.lightning_modules import Classifier
 from netprism.nets import MLP
 
-pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a checkpoint of another run
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # a checkpoint of another run
+    pytest.mark.usefixtures("short_annealing"),
+]
 
 LAYERS = (":relu#0", ":relu#1")  # of strangers.Net, which the stranger keeps in one attribute
 KINDS = ("complexity", "energy_gap", "acceptance", "entropy_bound", "entropy_bound_error")
@@ -519,6 +522,7 @@ def test_one_process_and_two_train_the_same_network(tmp_path):
         assert logged(trainers)[key] == pytest.approx(value, abs=2e-3), key
 
 
+@pytest.mark.pictures
 def test_draws_the_curves(tmp_path):
     digits(penalty(), folder=tmp_path / "checkpoints", epochs=2, logger=CSVLogger(tmp_path))
     (picture,) = tmp_path.rglob("penalty_curves.png")

@@ -39,6 +39,11 @@ def logged(trainer, name="discarding"):
     return {key.removeprefix(f"{name}/"): value for key, value in metrics.items() if key.startswith(f"{name}/")}
 
 
+def sids(trainer):
+    """The keys of SID."""
+    return {key for key in logged(trainer) if key.startswith("SID/")}
+
+
 class WithMasks(Dataset):
     """Strangers' images; the object is their left upper quarter, told in different ways."""
 
@@ -65,9 +70,11 @@ class WithMasks(Dataset):
 
 def test_the_key_set_is_exact(tmp_path):
     trainer = fit(Stranger(), monitor(), folder=tmp_path)
-    assert set(logged(trainer)) == {f"SID/{layer}" for layer in LAYERS}
+    assert set(logged(trainer)) == {f"{key}/{layer}" for layer in LAYERS for key in ("SID", "unseen")}
     trainer = fit(Stranger(), monitor(data=WithMasks("segment"), name="mine"), folder=tmp_path)
-    assert set(logged(trainer, "mine")) == {f"{q}/{layer}" for layer in LAYERS for q in ("SID", "concentration")}
+    assert set(logged(trainer, "mine")) == {
+        f"{q}/{layer}" for layer in LAYERS for q in ("SID", "unseen", "concentration")
+    }
 
 
 def test_the_values_are_those_of_the_trained_network(tmp_path):
@@ -188,7 +195,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, options):
     [alone] = run(tmp_path / "one", 1, "auto")
     first, second = run(tmp_path / "two", 2, "ddp_fork")
     assert first == second
-    assert len(ours(alone)) == 6
+    assert len(ours(alone)) == 9
     for key, value in ours(alone).items():
         assert first[key] == value
 
@@ -215,7 +222,7 @@ def test_torchvision_model_in_a_strangers_module(tmp_path):
 
     callback = monitor(layers=["body.layer1", "body.layer1.0.relu#1"], num_images=2, measure_untrained=False)
     trainer = fit(Stranger(Wrapped()), callback, folder=tmp_path, max_epochs=1)
-    assert set(logged(trainer)) == {"SID/body.layer1", "SID/body.layer1.0.relu#1"}
+    assert sids(trainer) == {"SID/body.layer1", "SID/body.layer1.0.relu#1"}
 
 
 def test_layers_nobody_named_are_the_tap_points_or_the_outermost_blocks(tmp_path):
@@ -223,9 +230,9 @@ def test_layers_nobody_named_are_the_tap_points_or_the_outermost_blocks(tmp_path
         tap_points = ("fc1",)
 
     trainer = fit(Stranger(Tapped()), monitor(layers=None), folder=tmp_path, max_epochs=1)
-    assert set(logged(trainer)) == {"SID/fc1"}
+    assert sids(trainer) == {"SID/fc1"}
     trainer = fit(Stranger(), monitor(layers=None), folder=tmp_path, max_epochs=1)
-    assert set(logged(trainer)) == {"SID/conv", "SID/norm"}  # those with maps
+    assert sids(trainer) == {"SID/conv", "SID/norm"}  # those with maps
     with pytest.raises(ValueError, match="no layer 'conv9', did you mean 'conv'"):
         fit(Stranger(), monitor(layers=["conv9"]), folder=tmp_path)
 
@@ -267,7 +274,7 @@ def test_vectors_have_no_maps_and_no_masks(tmp_path):
     x, y = images().tensors
     loader = DataLoader(TensorDataset(x.flatten(1), y), 16)
     trainer = fit(Flat(), monitor(layers=["0"], num_shown=8), folder=tmp_path, train=loader, validation=loader)
-    assert set(logged(trainer)) == {"SID/0"}
+    assert set(logged(trainer)) == {"SID/0", "unseen/0"}
     assert not (tmp_path / "maps").exists()
 
 
@@ -277,10 +284,24 @@ def test_vectors_have_no_maps_and_no_masks(tmp_path):
 def test_reconstruction_uncertainty_where_there_are_decoders(tmp_path):
     decoder = nn.Sequential(nn.Linear(16, 64), nn.Unflatten(1, (1, 8, 8)))
     trainer = fit(Stranger(), monitor(decoders={"fc1": decoder}), folder=tmp_path, max_epochs=1)
-    assert set(logged(trainer)) == {*(f"SID/{layer}" for layer in LAYERS), "RU/fc1"}
+    assert set(logged(trainer)) == {*(f"{key}/{layer}" for layer in LAYERS for key in ("SID", "unseen")), "RU/fc1"}
     assert math.isfinite(logged(trainer)["RU/fc1"])
-    with pytest.raises(ValueError, match="a decoder is of layer 'fc9'; expected one of conv, fc1, fc2"):
+    with pytest.raises(ValueError, match="decoders has layer 'fc9'; expected some of conv, fc1, fc2"):
         fit(Stranger(), monitor(decoders={"fc9": decoder}), folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")
+def test_the_decoders_in_training_are_looked_at_as_they_are(tmp_path):
+    torch.manual_seed(0)
+    decoders = InputDecoder(Net(), ["conv", "fc1"], input_shape=(1, 8, 8), width=2, blocks=2)
+    own = monitor(decoders="own", network="teacher")
+    fit(decoders, own, folder=tmp_path, max_epochs=2)
+    first, last = own.history[0], own.history[-1]
+    assert first["SID/conv"] == last["SID/conv"], "the network is frozen"
+    assert first["RU/conv"] != last["RU/conv"], "its decoder is not"
+    assert "RU/fc2" not in last
+    with pytest.raises(ValueError, match="decoders is 'own', but Stranger has none; expected an InputDecoder"):
+        fit(Stranger(), monitor(decoders="own"), folder=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode")

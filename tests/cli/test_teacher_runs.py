@@ -8,11 +8,13 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from netprism.cli.lightning_cli import ConfigReader
 from netprism.cli.main import run
 from netprism.cli.teacher_runs import resolve_teachers
 from netprism.nets import ResNet
 from netprism.runs.folder import FINISHED, RUN, RUNS
 from netprism.runs.teachers import UNTRAINED
+from netprism.studies.keys import network_key
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls
@@ -29,12 +31,18 @@ def no_runs(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def finished_run(number=1):
+def finished_run(number=1, width=16):
     folder = Path("runs", EXPERIMENT, str(number))
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": ResNet(depth=8, in_channels=1).state_dict()}, folder / "checkpoints" / "best.ckpt")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"width": width}}))
     (folder / FINISHED).touch()
     return str(folder / "checkpoints" / "best.ckpt")
+
+
+def key_of(experiment):
+    assert experiment == EXPERIMENT
+    return network_key({"model": {"width": 16}})
 
 
 @pytest.fixture
@@ -75,15 +83,29 @@ def test_the_newest_run_is_written_into_the_config(trainings):
     named = config(
         {"experiment": EXPERIMENT}, {"experiment": EXPERIMENT, "checkpoint": "own.ckpt"}, {"net": "resnet18"}
     )
-    resolve_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True, key_of=key_of)
     assert checkpoints(named) == [newest, "own.ckpt", None]
     assert trainings == []
+
+
+def test_a_run_with_other_options_is_not_taken(trainings):
+    finished_run(1)
+    named = config({"experiment": EXPERIMENT})
+    finished_run(2, width=3)
+    resolve_teachers(named, may_train=True, key_of=key_of)
+    assert checkpoints(named) == [f"runs/{EXPERIMENT}/1/checkpoints/best.ckpt"]
+
+
+def test_a_run_with_other_options_is_named_where_there_is_no_other(trainings):
+    finished_run(2, width=3)
+    with pytest.raises(FileNotFoundError, match=rf"runs/{EXPERIMENT}/2 had other options: .*make train EXP="):
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=False, key_of=key_of)
 
 
 def test_a_missing_one_is_trained_once_with_the_same_data(trainings, monkeypatch):
     monkeypatch.setenv(RUN, "runs/components/1")
     named = config({"experiment": EXPERIMENT}, {"experiment": EXPERIMENT}, root="/data")
-    resolve_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True, key_of=key_of)
     assert trainings == [[sys.executable, "-m", "netprism", "fit", "--config", EXPERIMENT, "--data.root=/data"]]
     assert checkpoints(named) == [f"runs/{EXPERIMENT}/1/checkpoints/best.ckpt"] * 2
 
@@ -92,24 +114,24 @@ def test_a_missing_one_is_trained_once_with_the_same_data(trainings, monkeypatch
 def test_one_of_several_processes_does_not_train(trainings, monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
     with pytest.raises(FileNotFoundError, match=f"make train EXP={EXPERIMENT}"):
-        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True, key_of=key_of)
     assert trainings == []
 
 
 def test_other_commands_do_not_train(trainings):
     with pytest.raises(FileNotFoundError, match=f"make train EXP={EXPERIMENT}"):
-        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=False)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=False, key_of=key_of)
 
 
 def test_a_training_that_fails_is_said(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: SimpleNamespace(returncode=3))
     with pytest.raises(ValueError, match=f"training {EXPERIMENT} failed with status 3"):
-        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True)
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=True, key_of=key_of)
 
 
 def test_a_dry_run_looks_into_an_untrained_one(trainings):
     named = config({"experiment": EXPERIMENT}, dry=True)
-    resolve_teachers(named, may_train=True)
+    resolve_teachers(named, may_train=True, key_of=key_of)
     assert checkpoints(named) == [UNTRAINED]
     assert trainings == []
 
@@ -120,6 +142,11 @@ def test_a_training_through_the_command_line_is_finished_and_can_be_looked_into(
     assert (folder / FINISHED).exists()
     content = yaml.safe_load((folder / "config.yaml").read_text())
     assert content["model"]["init_args"]["net"]["class_path"] == "netprism.nets.ResNet"
+    reader = ConfigReader()
+    with pytest.raises(FileNotFoundError, match="had other options"):
+        resolve_teachers(config({"experiment": EXPERIMENT}), may_train=False, key_of=reader.network_key)
+    content["trainer"] |= {"limit_train_batches": None, "max_epochs": 10, "devices": 4}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
     named = config({"experiment": EXPERIMENT})
-    resolve_teachers(named, may_train=False)
+    resolve_teachers(named, may_train=False, key_of=reader.network_key)
     assert checkpoints(named)[0].startswith(f"runs/{EXPERIMENT}/")

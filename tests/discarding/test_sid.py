@@ -355,6 +355,22 @@ def test_a_layer_that_runs_twice_has_two_results():
     assert strict_information_discarding(model, "1#1", torch.randn(2, 4), num_vjps=4).scale > 0
 
 
+def test_ties_behind_a_max_pool_are_not_left_to_rounding():
+    """Images with a constant ground: the inputs of most windows are equal, to the last bit or nearly."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten()).double()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 1e-9 * torch.randn_like(parameter)
+    x = torch.full((4, 1, 14, 14), -0.4, dtype=torch.float64)
+    x[:, :, 5:9, 5:9] = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    # Float32's rounding stands for the order in which another machine adds up.
+    one, two = (strict_information_discarding(net.float(), "4", x.float(), num_vjps=64) for net in (model, other))
+    torch.testing.assert_close(one.mean, two.mean, atol=1e-4, rtol=0)
+    assert (one.unseen == two.unseen).all()
+
+
 # What a layer does not see
 
 

@@ -116,6 +116,18 @@ def test_a_read_only_run_folder_is_one_line_before_the_training(disk, capsys, mo
     assert line.endswith(f": Read-only file system; ${RUNS} can name a place for all runs")
 
 
+def test_a_disk_that_is_full_at_the_end_costs_the_report_alone(disk, monkeypatch, caplog):
+    monkeypatch.setattr(Classifier, "on_train_end", lambda module: fill(disk))  # figures and report come after it
+    with pytest.raises(OSError, match="No space left"):  # nor can it be noted that the run is finished
+        train(epochs=1)
+    (folder,) = disk.glob("gates/digits_mlp/*")
+    assert any("no report" in record.getMessage() for record in caplog.records)
+    assert not list(folder.rglob("*.part*"))
+    assert epoch_of(folder, "last") == 0
+    (disk / "filling").unlink()
+    monkeypatch.undo()
+
+
 def test_wandb_on_a_full_disk_stops_no_training(disk, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert in_child(functools.partial(log_to_wandb, disk)) == 0

@@ -14,6 +14,7 @@ from small_runs import EXPERIMENT, SMALL, UNMONITORED, environment_of_a_desk, ro
 from netprism.cli import teacher_runs
 from netprism.cli.main import main
 from netprism.runs.folder import FINISHED
+from netprism.studies.keys import network_key
 
 RANK = (
     "import time\n"
@@ -74,10 +75,14 @@ def test_of_two_runs_that_miss_a_teacher_one_trains_it(tmp_path, monkeypatch):
         time.sleep(0.3)
         folder = tmp_path / "runs" / experiment / "1"
         folder.mkdir(parents=True)
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "best.ckpt").touch()
+        (folder / "config.yaml").write_text("{}")
         (folder / FINISHED).touch()
 
     monkeypatch.setattr(teacher_runs, "_train", train)
-    runs = [threading.Thread(target=teacher_runs.train_once, args=("classify/digits_mlp", None)) for _ in range(4)]
+    arguments = ("classify/digits_mlp", None, lambda name: network_key({}))
+    runs = [threading.Thread(target=teacher_runs.train_once, args=arguments) for _ in range(4)]
     for run in runs:
         run.start()
     for run in runs:

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from deadline import deadline
+from pytorch_lightning.callbacks import ModelCheckpoint
 from small_monitors import MONITORS, Module, shorten
 from third_party_modules import Net, fit
 from torch.multiprocessing import ProcessRaisedException
@@ -190,6 +191,17 @@ def test_an_error_before_the_training_or_in_a_dry_run_costs_a_line_too(tmp_path)
 def test_by_default_an_error_ends_the_training(tmp_path):
     with pytest.raises(MemoryError, match="^boom$"):
         train(tmp_path, Failing("after", MemoryError("boom")))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_error_in_the_last_epoch_costs_neither_its_checkpoint_nor_the_figures_of_others(tmp_path, devices):
+    failing = Failing("between", ranks=(devices - 1,), epochs=(EPOCHS - 1,))
+    saving = ModelCheckpoint(tmp_path / "saved", "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    with pytest.raises(RuntimeError if devices == 1 else ProcessRaisedException, match="boom"):
+        train_deadline(tmp_path, MONITORS["gates"](), failing, saving, devices=devices, enable_checkpointing=True)
+    assert torch.load(tmp_path / "saved" / "last.ckpt", weights_only=True)["epoch"] == EPOCHS - 1
+    # Lightning tells the callbacks of forked ranks nothing of an error, those of launched ones it does.
+    assert devices == 2 or list((tmp_path / "figures").glob("gates*.png"))
 
 
 def test_who_stops_a_training_by_hand_stops_it(tmp_path):

@@ -1,11 +1,16 @@
 """Numbers that are none, and data that are not all there, as the user of the command meets them."""
 
+import re
+
 import pytest
 import torch
+import yaml
+from PIL import Image
 from small_runs import UNMONITORED, arguments, environment_of_a_desk, rows, said
 
 from netprism.lightning_modules import Classifier
 
+SILENT = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 SMALL_DATA = ["--data.image_size=32", "--data.batch_size=8", "--trainer.logger=false", UNMONITORED]
 
 
@@ -29,6 +34,36 @@ def test_a_loss_that_is_nan_ends_in_one_line_and_keeps_the_epochs_before(tmp_pat
     content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert content["epoch"] == 0
     assert all(value.isfinite().all() for value in content["state_dict"].values())
+
+
+def test_an_image_that_is_changed_during_the_training_is_named(tmp_path, capsys, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (8, 8), 40 * number).save(tmp_path / "images" / name / f"{number}.png")
+
+    def cut(module):
+        if module.current_epoch == 1:
+            for file in (tmp_path / "images" / "a").iterdir():
+                file.write_bytes(file.read_bytes()[:20])
+
+    monkeypatch.setattr(Classifier, "on_train_epoch_start", cut)
+    data = {"root": str(tmp_path / "images"), "image_size": 8, "num_workers": 0}
+    net = {"class_path": "netprism.nets.ResNet", "init_args": {"depth": 8}}
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "model": {"class_path": "netprism.lightning_modules.Classifier", "init_args": {"net": net}},
+                "data": {"class_path": "netprism.datamodules.ImageFolder", "init_args": data},
+                "trainer": {"max_epochs": 3},
+            }
+        )
+    )
+    line = said(capsys, "fit", f"--config={config}", *SILENT)
+    assert re.search(r"images/a/\d\.png", line)
+    (folder,) = tmp_path.glob("runs/own/*")
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_a_data_set_of_which_a_part_is_missing_is_one_line(make_mnist, capsys, monkeypatch, no_network):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from netprism.datamodules import MNIST
-from netprism.lightning_modules._base import TeacherModule
+from netprism.lightning_modules._base import TeacherModule, check_finite
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* in eval mode"),  # the teacher, on purpose
@@ -89,8 +89,8 @@ def test_the_example_is_noise_and_images_come_alone_or_with_labels():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite(value):
     module = Student(network(), (1, 2, 2))
-    module.check_finite("train/loss", torch.tensor(1.0))
+    check_finite(module, "train/loss", torch.tensor(1.0))
     with pytest.raises(ValueError, match=f"^train/loss is {value} in epoch 0, step 0: try a smaller learning rate or "):
-        module.check_finite("train/loss", torch.tensor(value))
+        check_finite(module, "train/loss", torch.tensor(value))
     with pytest.raises(ValueError, match="try tea$"):
-        module.check_finite("train/loss", torch.tensor(value), "tea")
+        check_finite(module, "train/loss", torch.tensor(value), "tea")
