@@ -7,7 +7,7 @@ LIST := $(firstword $(wildcard $(PY)) $(PYTHON)) -B -m netprism experiments
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train study slurm resume report compare experiments test test-slurm test-strangers test-oldest test-kill \
-  check release docs bench clean experiment run
+  test-gpu check release docs bench bench-gpu clean experiment run
 
 help:
 	@echo 'make setup                   .venv with netprism and its tools; the others do it when it is missing'
@@ -27,9 +27,11 @@ help:
 	@echo 'make test-kill               30 trainings killed at random moments and resumed [SEED=0 KILLS=30]'
 	@echo 'make check                   ruff, mypy and the tests'
 	@echo 'make test-strangers          monitors on real modules of timm, transformers, lightly and torchgeo, where installed'
+	@echo 'make test-gpu                what can only be seen on a GPU: random state, precisions, NCCL, the numbers of a CPU'
 	@echo 'make docs                    the documentation as a site, site/index.html'
 	@echo 'make release                 wheel and sdist in dist/, installed in a clean environment and tried there'
 	@echo 'make bench                   the timings of benchmarks/'
+	@echo 'make bench-gpu               what the monitors add to an epoch on a GPU: share, calls, memory'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
 
 setup: .venv/ready
@@ -94,6 +96,10 @@ test-slurm: .venv/ready
 test-strangers: .venv/ready
 	@$(PY) -m pytest tests/strangers -m strangers $(ARGS)
 
+# NETPRISM_DEVICE=cpu runs the same code without a GPU.
+test-gpu: .venv/ready
+	@$(PY) -m pytest tests/gpu -m gpu $(ARGS)
+
 test-kill: .venv/ready
 	@NETPRISM_KILLS=$(or $(KILLS),30) NETPRISM_KILL_SEED=$(or $(SEED),0) $(PY) -m pytest tests/kill -m kill $(ARGS)
 
@@ -133,6 +139,9 @@ release: .venv/ready
 
 bench: .venv/ready
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
+
+bench-gpu: .venv/ready
+	@$(PY) benchmarks/monitors.py --device cuda $(ARGS)
 
 clean:
 	@rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -2,12 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/monitors.py                # ten minutes
     OMP_NUM_THREADS=1 python benchmarks/monitors.py --images 512   # fewer training steps: noisier, sooner
+    make bench-gpu                                                 # the same on a GPU, two minutes; not yet run
 
 Trains on a few images, since what a monitor costs does not depend on their number, and counts the epoch of 50 000 as
-391 steps of 128, without validation. CPU seconds of the process, so that others on the machine count less; medians over
-epochs, of which the first one is left out. Forward passes: how many images could pass the network in that time, in
-batches of 128 without gradients. Operators: calls of torch's, of which a GPU gets about a kernel each, some 5 us to
-launch; where they are small, that is what they cost there.
+391 steps of 128, without validation. On a CPU: seconds of the process, so that others on the machine count less; on a
+GPU: seconds on the clock, when it has finished. Medians over epochs, of which the first one is left out. Forward
+passes: how many images could pass the network in that time, in batches of 128 without gradients. Operators: calls of
+torch's, of which a GPU gets about a kernel each, some 5 us to launch; where they are small, that is what they cost
+there. Memory: the largest that a measurement has allocated on the GPU, beside what was there before.
 """
 
 import argparse
@@ -25,7 +27,14 @@ from netprism.lightning_modules import Classifier
 from netprism.nets import ResNet
 
 BATCH, EPOCH = 128, 50_000
-LEAN = {"gates": 3}  # every_n_epochs where it is not the default: with it all monitors cost about 5 %
+
+
+def seconds(device):
+    """On the clock that counts."""
+    if device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Operators(TorchDispatchMode):
@@ -41,33 +50,42 @@ class Operators(TorchDispatchMode):
 
 
 class Stopwatch(pl.Callback):
-    """CPU seconds of training steps and of every measurement of the monitors; operators of the first measurement."""
+    """Seconds of training steps and of every measurement of the monitors; operators and memory of the first one."""
 
-    def __init__(self, monitors):
-        self.steps, self.operators = [], {}
+    def __init__(self, monitors, device):
+        self.device = device
+        self.steps, self.operators, self.memory = [], {}, {}
         self.measurements = {monitor.name: [] for monitor in monitors}
         for monitor in monitors:
-            monitor._measure = self._timed(monitor.name, monitor._measure)
+            monitor.look = self._timed(monitor.name, monitor.look)
 
-    def _timed(self, name, measure):
+    def _timed(self, name, look):
         def run(*args, **options):
             if name not in self.operators:
+                before = self._allocated(reset=True)
                 with Operators() as counted:
-                    values = measure(*args, **options)
-                self.operators[name] = counted.calls
+                    values = look(*args, **options)
+                self.operators[name], self.memory[name] = counted.calls, self._allocated() - before
                 return values
-            start = time.process_time()
-            values = measure(*args, **options)
-            self.measurements[name].append(time.process_time() - start)
+            start = seconds(self.device)
+            values = look(*args, **options)
+            self.measurements[name].append(seconds(self.device) - start)
             return values
 
         return run
 
+    def _allocated(self, reset=False):
+        if self.device.type == "cpu":
+            return 0
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+
     def on_train_epoch_start(self, trainer, pl_module):
-        self.start = time.process_time()
+        self.start = seconds(self.device)
 
     def on_train_epoch_end(self, trainer, pl_module):  # the first callback: before the monitors
-        self.steps.append((time.process_time() - self.start) / trainer.num_training_batches)
+        self.steps.append((seconds(self.device) - self.start) / trainer.num_training_batches)
 
 
 def images(count, seed):
@@ -80,19 +98,21 @@ def images(count, seed):
     return TensorDataset(x + 0.3 * torch.randn(x.shape, generator=draws), labels)
 
 
-def forward_seconds(net):
+def forward_seconds(net, device):
     """Of one image."""
-    x, times = torch.randn(BATCH, 3, 32, 32), []
+    x, times = torch.randn(BATCH, 3, 32, 32, device=device), []
+    net = net.to(device).eval()
     with torch.no_grad():
         for _ in range(12):
-            start = time.process_time()
-            net.eval()(x)
-            times.append((time.process_time() - start) / BATCH)
+            start = seconds(device)
+            net(x)
+            times.append((seconds(device) - start) / BATCH)
     return statistics.median(times[2:])
 
 
 def operators_of_a_step(net):
     x, y = images(BATCH, seed=0).tensors
+    net = net.cpu()
     optimizer = torch.optim.Adam(net.train().parameters())
     with Operators() as counted:
         torch.nn.functional.cross_entropy(net(x), y).backward()
@@ -100,7 +120,7 @@ def operators_of_a_step(net):
     return counted.calls
 
 
-def measured_every_epoch(images_to_train_on, epochs, components):
+def measured_every_epoch(images_to_train_on, epochs, components, device):
     train, test = images(5000, seed=0), images(2000, seed=1)
     monitors = [
         GatingEntropy(train_data=train, test_data=test),
@@ -110,9 +130,9 @@ def measured_every_epoch(images_to_train_on, epochs, components):
     if components:
         given = {"train_data": train, "test_data": test, "measure_untrained": True}
         monitors.append(FeatureComponents("layer3", every_n_epochs=epochs, **given))
-    watch, net = Stopwatch(monitors), ResNet(20)
+    watch, net = Stopwatch(monitors, device), ResNet(20)
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator="cpu", devices=1, callbacks=[watch, *monitors], limit_val_batches=0,
+        max_epochs=epochs, accelerator=device.type, devices=1, callbacks=[watch, *monitors], limit_val_batches=0,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tempfile.mkdtemp(), num_sanity_val_steps=0,
     )  # fmt: skip
@@ -125,25 +145,29 @@ def main():
     parser.add_argument("--images", type=int, default=2000, help="to train on")
     parser.add_argument("--epochs", type=int, default=4, help="the first one is not counted")
     parser.add_argument("--components", action="store_true", help="FeatureComponents, too: ten minutes more")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
-    watch, net = measured_every_epoch(options.images, options.epochs, options.components)
-    step, forward = statistics.median(watch.steps[1:]), forward_seconds(net)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("skipped, no GPU: torch.cuda.is_available() is False")
+        return
+    watch, net = measured_every_epoch(options.images, options.epochs, options.components, device)
+    step, forward = statistics.median(watch.steps[1:]), forward_seconds(net, device)
     epoch, calls = step * EPOCH / BATCH, operators_of_a_step(net) * EPOCH / BATCH
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; an epoch of {EPOCH}: {epoch:.0f} CPU s,")
+    where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, {where}; an epoch of {EPOCH}: {epoch:.0f} s,")
     print(f"{epoch / forward:.0f} forward passes of {1e3 * forward:.2f} ms, {calls:.0f} operators\n")
-    print("| monitor | CPU seconds | forward passes | operators | share of an epoch | of its operators |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print("| monitor | seconds | forward passes | operators | share of an epoch | of its operators | MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     taken = {name: statistics.median(times[1:] or times) for name, times in watch.measurements.items()}
-    for name, seconds in taken.items():
-        share, part = seconds / epoch, watch.operators[name] / calls
-        print(
-            f"| {name} | {seconds:.1f} | {seconds / forward:.0f} | {watch.operators[name]} | {share:.1%} | {part:.1%} |"
-        )
+    for name, spent in taken.items():
+        share, part, mib = spent / epoch, watch.operators[name] / calls, watch.memory[name] / 2**20
+        cells = f"{spent:.2f} | {spent / forward:.0f} | {watch.operators[name]} | {share:.1%} | {part:.1%}"
+        print(f"| {name} | {cells} | {f'{mib:.0f}' if device.type == 'cuda' else ''} |")
     default = {"gates": 1, "discarding": 1, "knowledge": KnowledgePoints(["layer1"]).every_n_epochs}
-    for what, every in (("defaults", default), (f"gates every {LEAN['gates']} epochs", default | LEAN)):
-        share = sum(taken[name] / n for name, n in every.items()) / epoch
-        part = sum(watch.operators[name] / n for name, n in every.items()) / calls
-        print(f"| together, {what} | | | | {share:.1%} | {part:.1%} |")
+    share = sum(taken[name] / n for name, n in default.items()) / epoch
+    part = sum(watch.operators[name] / n for name, n in default.items()) / calls
+    print(f"| together, with the defaults | | | | {share:.1%} | {part:.1%} | |")
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ class Meter(pl.Callback):
     def __init__(self, folder, monitor=None):
         self.folder, self.monitor = folder, monitor
         if monitor is not None:
-            measure = monitor._measure
-            monitor._measure = lambda *args, **options: self.metered(lambda: measure(*args, **options))
+            look = monitor.look
+            monitor.look = lambda *args, **options: self.metered(lambda: look(*args, **options))
 
     def metered(self, run):
         self.begin()

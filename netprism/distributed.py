@@ -98,9 +98,15 @@ def is_rank_zero() -> bool:
 
 def rank_indices(count: int) -> range:
     """Returns those of 0, ..., count - 1 that belong to this rank: r, r + W, ... for rank r of W."""
+    rank, size = rank_and_size()
+    return range(rank, count, size)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Returns the rank of this process and their number; 0 and 1 of one without a group."""
     if not (dist.is_available() and dist.is_initialized()):
-        return range(count)
-    return range(dist.get_rank(), count, dist.get_world_size())
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 def all_gather_rows(own: Tensor) -> Tensor:
@@ -112,8 +118,7 @@ def all_gather_rows(own: Tensor) -> Tensor:
 
 def this_rank(parts: Sequence[T]) -> T | None:
     """Returns this rank's entry of a gathered list, or None if the list is of another number of ranks."""
-    is_one = not (dist.is_available() and dist.is_initialized())
-    rank, size = (0, 1) if is_one else (dist.get_rank(), dist.get_world_size())
+    rank, size = rank_and_size()
     return parts[rank] if len(parts) == size else None
 
 

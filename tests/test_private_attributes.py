@@ -43,6 +43,7 @@ TABLE = [  # owner, attribute, reason
     ("lightning_fabric.loggers.logger", "_DummyExperiment", "what a logger has on the other ranks"),
     ("torchmetrics:Metric", "_update_count", "saved in the middle of an epoch"),
     ("torchmetrics:Metric", "_plot", "draws what compute() gives"),
+    ("torchmetrics:Metric", "_is_synced", "whether all ranks have the same samples, and can share the work"),
     ("torchmetrics:Metric", "_computed", "forgotten on resume"),
     ("torchmetrics:Metric", "_defaults", "the names of the states"),
     ("torch.nn:Module", "_buffers", "restored after a measurement, with those that appeared"),

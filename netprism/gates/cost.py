@@ -12,19 +12,19 @@ from torch import Tensor
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
-MANY = 10_000  # samples from which it is said: .8 GB of distances
+MANY = 10_000  # samples from which it is said: .4 GB of distances
 _RUN = 33_000  # bytes of a sample while a run of gates is unpacked
 _KERNEL = 1.5e-8  # seconds for the kernel of a pair of samples, on one core
 _PROBE = 512, 4096  # samples and gates of the product that is timed, .5 G multiply-adds
 log = logging.getLogger(__name__)
 
 
-def needed_bytes(samples: int) -> int:
-    """Returns the memory of `transformation_complexity` beside the packed gates: two int32 `(n, n)`, and a run."""
-    return 8 * samples**2 + _RUN * samples
+def needed_bytes(samples: int, ranks: int = 1) -> int:
+    """Returns the memory of `transformation_complexity` beside the packed gates: half of two int32 `(n, n)`, a run."""
+    return 4 * samples**2 // ranks + _RUN * samples
 
 
-def announce(samples: int, gates: int, layers: int, device: torch.device, product: Product) -> None:
+def announce(samples: int, gates: int, layers: int, device: torch.device, product: Product, ranks: int = 1) -> None:
     """Says in a line what the distances of many samples will take; nothing for fewer than `MANY`.
 
     Args:
@@ -33,6 +33,7 @@ def announce(samples: int, gates: int, layers: int, device: torch.device, produc
         layers: Number of layers.
         device: Where they are.
         product: The product of int8 `(n, d)` and `(m, d)` that is timed, once.
+        ranks: Number of processes that share the work.
 
     Raises:
         ValueError: They need more memory than is free, where that is known: on a CPU under Linux. Otherwise the kernel
@@ -40,11 +41,11 @@ def announce(samples: int, gates: int, layers: int, device: torch.device, produc
     """
     if samples < MANY:
         return
-    needed, free = needed_bytes(samples), free_bytes() if device.type == "cpu" else None
+    needed, free = needed_bytes(samples, ranks), free_bytes() if device.type == "cpu" else None
     what = f"distances of {samples} samples need {needed / 1e9:.1f} GB"
     if free is not None and needed > free:
         raise ValueError(f"{what} and {free / 1e9:.1f} GB are free; expected fewer samples, such as num_images=2000")
-    minutes = samples**2 * (gates / 2 / _rate(device, product) + _KERNEL * (2 * layers + 1)) / 60
+    minutes = samples**2 * (gates / 2 / _rate(device, product) + _KERNEL * layers) / 60 / ranks
     log.warning(f"{what} and, of {gates} gates, about {minutes:.2g} minutes")
 
 

@@ -26,10 +26,12 @@ import torch
 from torch import Tensor
 
 from netprism.checks import check_tensor
+from netprism.distributed import rank_and_size
 from netprism.gates.cost import announce
 from netprism.gates.hamming import activation_rates, class_counts, hamming, int8_product
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
+from netprism.gates.pair_sums import PairSums, pair_sums
 
 Gates = Tensor | PackedGates
 Bandwidth = Literal["dim", "variance"]
@@ -105,6 +107,7 @@ def transformation_complexity(
     alpha: float | Mapping[str, float] | None = None,
     total_correlation: bool = True,
     seed: int = 0,
+    shared: bool = False,
 ) -> GateComplexity:
     """Returns all entropies of a network's gates, from one pairwise matrix per layer.
 
@@ -116,8 +119,8 @@ def transformation_complexity(
     the kernel, and both leaving the sample itself out; see `netprism.gates.independence`.
 
     Cost: n^2 d / 2 multiply-adds, d the gates of all layers, and C n d for C classes. Memory beside the packed gates
-    (n d / 8 bytes): 8 n^2 bytes, two int32 matrices, and n * 33 kB for a run of gates. From 10 000 samples on a line of
-    the log says both before it begins.
+    (n d / 8 bytes): 4 n^2 bytes and n * 33 kB for a run of gates. From 10 000 samples on a line of the log says both
+    before it begins. If shared, n^2 d / 2 and 4 n^2 are divided by the number of ranks.
 
     Of gates that `record_gates(max_gates=m)` has kept, each stands for d / m gates of its layer: distances, bandwidths
     and sums over gates are scaled to all d. ResNet-8 on 500 photographs of 64 x 64, 16 384 to 65 536 gates in a layer,
@@ -131,6 +134,8 @@ def transformation_complexity(
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
         total_correlation: Whether to estimate TC, and with labels TC given the class.
         seed: Seed of the independent gates from which the bias of TC is estimated where kernels are narrow.
+        shared: All ranks call it, with the same gates; each does a part of the work, and all get bitwise what one
+            process gets.
 
     Raises:
         ValueError: There is no layer, layers differ in n, labels have another length, the bandwidth is unknown, or an
@@ -151,25 +156,23 @@ def transformation_complexity(
         name: alphas[name] * layer.stands_for * (layer.size if bandwidth == "dim" else _variance(rates[name]))
         for name, layer in packed.items()
     }
-    joint_width = sum(widths.values())
     marginals = {name: layer.stands_for * marginal_entropy(rates[name]) for name, layer in packed.items()}
     device = next(iter(packed.values())).bits.device
-    announce(n, sum(layer.size for layer in packed.values()), len(packed), device, int8_product)
+    ranks = rank_and_size()[1] if shared else 1
+    announce(n, sum(layer.size for layer in packed.values()), len(packed), device, int8_product, ranks)
     classes = None if labels is None else _classes(labels, n).to(device)
     counts = {name: _counts(layer, rates[name], classes) if total_correlation else [] for name, layer in packed.items()}
 
-    rows: dict[str, _Row] = {}
-    suffix: dict[str, _Row] = {}
-    behind = torch.zeros(n, n, dtype=torch.int32, device=device)  # summed over the current layer and those behind it
-    for name in reversed(packed):
-        within = _of_all_gates(hamming(packed[name]), packed[name])
-        behind += within
-        rows[name] = _row(within, widths[name], classes, marginals[name], counts[name], packed[name].stands_for, seed)
-        suffix[name] = _row(behind, joint_width, classes)
+    within, behind = pair_sums(packed, widths, classes, shared)
+    rows = {
+        name: _row(within[name], classes, widths[name], marginals[name], counts[name], layer.stands_for, seed)
+        for name, layer in packed.items()
+    }
     every_count = [torch.cat(of) for of in zip(*counts.values(), strict=True)]
     every_one = torch.cat([rates[name].new_full((layer.size,), layer.stands_for) for name, layer in packed.items()])
-    joint = _row(behind, joint_width, classes, sum(marginals.values()), every_count, every_one, seed)
-    return _complexity(n, {name: rows[name] for name in packed}, suffix, rates, joint)
+    all_layers, total = behind[next(iter(packed))], sum(marginals.values())
+    joint = _row(all_layers, classes, sum(widths.values()), total, every_count, every_one, seed)
+    return _complexity(n, rows, {name: _row(sums, classes) for name, sums in behind.items()}, rates, joint)
 
 
 def check_bandwidth(bandwidth: Bandwidth, alpha: float | Mapping[str, float] | None) -> None:
@@ -239,9 +242,9 @@ def kde_entropy(distances: Tensor, bandwidth: float, labels: Tensor | None = Non
     if distances.diagonal().any():
         raise ValueError(f"a sample has the distance {distances.diagonal().max().item():g} from itself; expected 0")
     if labels is None:
-        return _entropy(_kernel_sums(distances, bandwidth).over_all)
+        return _entropy(_kernel_sums(distances, bandwidth))
     classes = _classes(labels, n).to(distances.device)
-    return _conditional_entropy(_kernel_sums(distances, bandwidth, classes).over_class, classes)
+    return _conditional_entropy(_kernel_sums(distances, bandwidth, classes), classes)
 
 
 def _entropy(log2_sums: Tensor) -> Tensor:
@@ -255,40 +258,19 @@ def _conditional_entropy(log2_sums: Tensor, classes: Tensor) -> Tensor:
     return (class_sizes.log2() - log2_sums).mean().clamp_min(0.0)
 
 
-@dataclass(frozen=True)
-class _KernelSums:
-    """`log2 sum_k exp(-D_jk / (2 s0^2))`, float64 `(n,)`: over all k and over j's class, with k = j and without.
-
-    Sums over j's class are empty without classes.
-    """
-
-    over_all: Tensor
-    over_others: Tensor
-    over_class: Tensor
-    over_others_of_class: Tensor
-
-
-def _kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> _KernelSums:
+def _kernel_sums(distances: Tensor, bandwidth: float, classes: Tensor | None = None) -> Tensor:
+    """`log2 sum_k exp(-D_jk / (2 s0^2))` over all k, or over those of j's class, float64 `(n,)`."""
     if not bandwidth >= 0:
         raise ValueError(f"bandwidth is {bandwidth}; expected a variance >= 0")
     scale = 0.5 / bandwidth if bandwidth > 1e-300 else math.inf
     parts = []
     for start in range(0, len(distances), _KERNEL_ROWS):
         rows = distances[start : start + _KERNEL_ROWS]
-        nearest = rows.amin(1, keepdim=True)  # 0 but for distances that are not those of gates
-        excess = (rows - nearest).double()
-        kernel = excess.mul_(-scale).exp_() if scale < math.inf else (excess == 0).double()
-        shift = torch.where(nearest[:, 0] == 0, 0.0, nearest[:, 0].double() * (scale / math.log(2)))
-        sums = [kernel.sum(1)]
-        itself = kernel.diagonal(start).clone()
-        kernel.diagonal(start).zero_()
-        sums.append(kernel.sum(1))
+        kernel = rows.double().mul_(-scale).exp_() if scale < math.inf else (rows == 0).double()
         if classes is not None:
-            others = kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes).sum(1)
-            sums += [others + itself, others]
-        parts.append(torch.stack(sums).log2() - shift)
-    found = torch.cat(parts, dim=1)
-    return _KernelSums(*found, *([found.new_empty(0)] * (4 - len(found))))
+            kernel.mul_(classes[start : start + _KERNEL_ROWS, None] == classes)
+        parts.append(kernel.sum(1).log2())
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -307,16 +289,15 @@ class _Row:
 
 
 def _row(
-    within: Tensor,
-    bandwidth: float,
+    sums: PairSums,
     classes: Tensor | None,
+    bandwidth: float = 0.0,
     marginal: float = 0.0,
     counts: Sequence[Tensor] = (),
     stands_for: float | Tensor = 1.0,
     seed: int = 0,
 ) -> _Row:
-    """Entropies of gates at these distances; TC where there are counts of open gates, of all samples and by class."""
-    sums = _kernel_sums(within, bandwidth, classes)
+    """Entropies of gates with these sums; TC where there are counts of open gates, of all samples and by class."""
     conditional_correlation = None
     if classes is not None and counts:
         sizes = classes.bincount()
@@ -326,7 +307,7 @@ def _row(
         ]
         if None not in of_classes:
             shares = zip(sizes.tolist(), of_classes, strict=True)
-            conditional_correlation = sum(size * (correlation or 0.0) for size, correlation in shares) / len(within)
+            conditional_correlation = sum(size * (correlation or 0.0) for size, correlation in shares) / len(classes)
     return _Row(
         entropy=float(_entropy(sums.over_all)),
         conditional=None if classes is None else float(_conditional_entropy(sums.over_class, classes)),
@@ -348,14 +329,6 @@ def _total_correlation(
     own = (math.log2(n - 1) - over_others).mean()
     bias = null_bias(counts, n, bandwidth, seed, stands_for)
     return float(smoothed_cross_entropy(counts, n, bandwidth, stands_for) - own + bias)
-
-
-def _of_all_gates(distances: Tensor, layer: PackedGates) -> Tensor:
-    """What the distances would be if all gates of a layer were packed, in place, to the nearest integer."""
-    if layer.positions is not None:
-        for rows in distances.split(_KERNEL_ROWS):
-            rows.copy_((rows.double() * layer.stands_for).round())
-    return distances
 
 
 def _counts(layer: PackedGates, rates: Tensor, classes: Tensor | None) -> list[Tensor]:

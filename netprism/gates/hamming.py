@@ -7,6 +7,7 @@ long, so there float32 is used, which is exact for these counts. bfloat16 would 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -16,27 +17,54 @@ from torch.nn.functional import one_hot, pad
 from netprism.gates.packing import PackedGates
 
 _RUN = 16_384  # gates in one product: 33 MB of int8 for 2000 samples
-_ROWS = 512  # samples in a block row of a symmetric product; 250 to 1000 were within 10 % of each other
+_ROWS = 128  # samples in a block of rows, so that 16 ranks share 2000
 
 
 def hamming(gates: PackedGates) -> Tensor:
     """Numbers of gates that differ between all pairs of samples.
 
-    Cost: n^2 d / 2 integer multiply-adds; memory n^2 int32, and n * 16 kB for a run of gates.
+    Cost: n^2 d / 2 integer multiply-adds; memory 1.5 n^2 int32, and n * 16 kB for a run of gates.
 
     Returns:
         int32 `(n, n)`.
     """
     n = len(gates)
-    gram = torch.zeros(n, n, dtype=torch.int32, device=gates.bits.device)
+    distances = torch.empty(n, n, dtype=torch.int32, device=gates.bits.device)
+    for rows, block in zip(block_rows(n), distance_blocks(gates).values(), strict=True):
+        distances[rows, : rows.stop] = block
+        distances[: rows.start, rows] = block[:, : rows.start].T
+    return distances
+
+
+def block_rows(n: int) -> list[slice]:
+    """The rows of the blocks into which the distances of n samples are divided."""
+    return [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
+
+
+def distance_blocks(gates: PackedGates, numbers: Sequence[int] | None = None) -> dict[int, Tensor]:
+    """Numbers of gates that differ between the samples of a block and all samples up to its last one.
+
+    Args:
+        gates: Gates of n samples.
+        numbers: Which of `block_rows(n)`; None for all.
+
+    Returns:
+        {number: int32 `(rows, end of the rows)`}.
+    """
+    n, device = len(gates), gates.bits.device
+    blocks = {number: rows for number, rows in enumerate(block_rows(n)) if numbers is None or number in numbers}
+    distances = {
+        number: torch.zeros(rows.stop - rows.start, rows.stop, dtype=torch.int32, device=device)
+        for number, rows in blocks.items()
+    }
+    ones = torch.zeros(n, 1, dtype=torch.int32, device=device)
     for _, run in gates.runs(_RUN):
-        _add_gram_(gram, run)
-    ones = gram.diagonal().clone()
-    for start in range(0, n, _ROWS):  # in place: one n x n matrix is 1.6 GB for 20 000 samples
-        rows, end = slice(start, start + _ROWS), start + _ROWS
-        gram[rows, :end].mul_(-2).add_(ones[rows, None]).add_(ones[:end])
-        gram[:start, rows] = gram[rows, :start].T
-    return gram
+        ones += int8_product(run, torch.ones_like(run[:1]))
+        for number, rows in blocks.items():
+            distances[number] += int8_product(run[rows], run[: rows.stop])
+    for number, rows in blocks.items():
+        distances[number].mul_(-2).add_(ones[rows]).add_(ones[: rows.stop, 0])
+    return distances
 
 
 def distances_to(own: Tensor, others: Tensor) -> Tensor:
@@ -73,13 +101,6 @@ def class_counts(gates: PackedGates, classes: Tensor) -> Tensor:
     return torch.cat(runs, dim=1)[:, : gates.size].long()
 
 
-def _add_gram_(gram: Tensor, run: Tensor) -> None:
-    """Adds `run @ run.T` to the blocks on and below the diagonal of `gram`."""
-    for start in range(0, len(run), _ROWS):
-        rows = slice(start, start + _ROWS)
-        gram[rows, : start + _ROWS] += int8_product(run[rows], run[: start + _ROWS])
-
-
 def int8_product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` of zeros and ones, int8 `(n, d)` and `(m, d)`, exact: int32 `(n, m)`."""
     if a.device.type == "cpu" and _int8_is_fast():
@@ -88,7 +109,8 @@ def int8_product(a: Tensor, b: Tensor) -> Tensor:
         n, m, extra = len(a), len(b), -a.shape[1] % 8
         a, b = pad(a, (0, extra, 0, max(-n % 8, 24 - n))), pad(b, (0, extra, 0, -m % 8))
         return torch._int_mm(a, b.T)[:n, :m]
-    return (a.float() @ b.float().T).int()  # exact up to 2^24 ones in a run
+    with torch.autocast(a.device.type, enabled=False):  # to which half products belong, that round above 2048 or 256
+        return (a.float() @ b.float().T).int()  # exact up to 2^24 ones in a run
 
 
 @cache

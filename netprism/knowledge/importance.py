@@ -186,15 +186,16 @@ def _largest(values: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum over the last dimension, and its index; `values` are overwritten in place.
 
     On a CPU `max` with indices takes ten times as long as without (torch 2.15, 64 values). So the indices are written
-    into the last bits of the numbers before the maximum is taken. Either of two values that differ only in these bits
-    (by a fraction of 1e-5 with 64 values in float32) may be found.
+    into the last bits of the numbers before the maximum is taken, and the last bits of the maximum are 0. Either of two
+    values that differ only in these bits (by a fraction of 1e-5 with 64 values in float32) may be found.
     """
-    maximum, count = values.amax(dim=-1), values.shape[-1]
+    count = values.shape[-1]
     integers = torch.int64 if values.dtype == torch.float64 else torch.int32
     mask = (1 << (count - 1).bit_length()) - 1
     places = torch.arange(count, dtype=integers, device=values.device)
     values.view(integers).bitwise_and_(~mask).bitwise_or_(places)
-    return maximum, values.amax(dim=-1).view(integers).bitwise_and_(mask)
+    found = values.amax(dim=-1).view(integers)
+    return (found & ~mask).view(values.dtype), found & mask
 
 
 def row_correlations(a: Tensor, b: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netprism.distributed import all_reduce_sum, is_rank_zero
-from netprism.knowledge.mixture import log_posterior, natural_parameters
+from netprism.knowledge.kappa_table import values_and_slopes
+from netprism.knowledge.lbfgs import LBFGS
+from netprism.knowledge.mixture import log_posterior
 
 # Largest strength of a feature of mean length at the start. From 3 upwards kappa saturates and the optimisation stalls.
 _FIRST_STRENGTH = 0.1
@@ -181,25 +183,40 @@ def projection_step(
     if projection.scale == 0:
         _start(projection, features, targets, count)
 
-    def own_loss() -> tuple[Tensor, Tensor]:
-        weighted = natural_parameters(projection(features), projection.kappa_max)
-        own = torch.cat([targets.T @ weighted, targets.sum(0).unsqueeze(1)], dim=1)
+    negentropy = torch.special.xlogy(targets, targets).sum()
+
+    @torch.no_grad()
+    def evaluate() -> tuple[Tensor, Tensor, Tensor]:
+        """KL of all ranks, its slope in M, and the sums; worked out by hand, in a quarter of the calls of torch."""
+        g = projection(features)
+        strengths = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+        kappa, _, kappa_slope, _ = values_and_slopes(strengths, g.shape[1], projection.kappa_max)
+        o = g / strengths.clamp(min=1e-300)
+        own = torch.cat([targets.T @ (kappa * o), targets.sum(0).unsqueeze(1)], dim=1)
         sums = past + all_reduce_sum(own)
-        log_q = F.log_softmax(weighted @ F.normalize(sums[:, :-1], dim=1).T + sums[:, -1].log(), dim=1)
-        return divergence(targets, log_q).sum() / count, sums.detach()
+        lengths = torch.linalg.vector_norm(sums[:, :-1], dim=1, keepdim=True).clamp(min=1e-300)
+        mu = sums[:, :-1] / lengths
+        log_q = F.log_softmax(torch.addmm(sums[:, -1].log(), kappa * o, mu.T), dim=1)
+        loss = (negentropy - (targets * log_q).sum()) / count
+        error = (log_q.exp() - targets) / count
+        of_mu = all_reduce_sum(error.T @ (kappa * o))
+        of_sums = (of_mu - mu * (mu * of_mu).sum(dim=1, keepdim=True)) / lengths
+        pull = torch.addmm(error @ mu, targets, of_sums)
+        along = (o * pull).sum(dim=1, keepdim=True)
+        of_g = torch.addcmul((pull - along * o) * kappa / strengths.clamp(min=1e-300), o, along * kappa_slope)
+        slope = of_g.T @ ((features - projection.mean) / projection.scale)
+        both = all_reduce_sum(torch.cat([slope.flatten(), loss.view(1)]))
+        return both[-1], both[:-1].view_as(slope), sums
 
     def closure() -> float:
-        with torch.enable_grad():
-            loss, _ = own_loss()
-            (slope,) = torch.autograd.grad(loss, projection.matrix)  # of all ranks' losses, through this rank's samples
-        projection.matrix.grad = all_reduce_sum(slope)
-        return all_reduce_sum(loss.detach()).item()
+        loss, projection.matrix.grad, _ = evaluate()
+        return loss.item()
 
     optimizer.step(closure)
+    loss, _, sums = evaluate()
     with torch.no_grad():
-        loss, sums = own_loss()
         projection.sums.copy_(sums)
-    value = all_reduce_sum(loss).item()
+    value = loss.item()
     if not math.isfinite(value):
         raise ValueError(f"KL is {value} after a step; expected a finite value: try a smaller learning rate")
     return value
@@ -261,9 +278,9 @@ def rank_zero_rows() -> slice:
     return slice(None) if is_rank_zero() else slice(0)
 
 
-def lbfgs(parameters: list[nn.Parameter], steps: int = 200) -> torch.optim.LBFGS:
+def lbfgs(parameters: list[nn.Parameter], steps: int = 200) -> LBFGS:
     """The optimiser for a projection of a single batch: some hundreds of parameters and no noise in the gradient."""
-    return torch.optim.LBFGS(parameters, max_iter=steps, history_size=20, line_search_fn="strong_wolfe")
+    return LBFGS(parameters, steps, tolerance=1e-7)  # of KL: 1e-9 takes twice as many evaluations for .0001 nats less
 
 
 def rotation_onto(points: Tensor, reference: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ class TransformationComplexity(PlottedMetric):
     """Entropies of gating states over all samples of all ranks; see `netprism.gates.transformation_complexity`.
 
     Samples must meet in pairs, so the state is the gates themselves, one bit each: `compute` gathers n * d / 8 bytes on
-    every rank. Every rank has to update at least once; a rank without a sample does so with gates of no rows.
+    every rank, and each does a part of the work on pairs. Every rank has to update at least once; a rank without a
+    sample does so with gates of no rows.
 
     Args:
         bandwidth: "dim" or "variance".
@@ -106,5 +107,6 @@ class TransformationComplexity(PlottedMetric):
             alpha=self.alpha,
             total_correlation=self.total_correlation,
             seed=self.seed,
+            shared=self._is_synced and self.process_group is None,
         )
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._result.quantities().items()}

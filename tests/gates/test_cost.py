@@ -33,5 +33,5 @@ def test_free_memory_is_that_of_this_machine():
 
 
 def test_the_memory_of_many_samples():
-    assert cost.needed_bytes(20_000) == pytest.approx(3.9e9, rel=0.02)
-    assert cost.needed_bytes(50_000) == pytest.approx(21.7e9, rel=0.02)
+    assert cost.needed_bytes(20_000) == pytest.approx(2.3e9, rel=0.02)
+    assert cost.needed_bytes(20_000, ranks=4) == pytest.approx(1.1e9, rel=0.05)

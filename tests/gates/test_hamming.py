@@ -33,12 +33,13 @@ def test_activation_rates_of_more_rows_than_a_byte_counts():
 
 
 @pytest.mark.parametrize("int8", [True, False])
-def test_int8_and_float_products_are_equal(monkeypatch, int8):
+def test_int8_and_float_products_are_equal_also_under_autocast(monkeypatch, int8):
     monkeypatch.setattr(module, "_int8_is_fast", lambda: int8)
     gates, other = random_gates(70, 20_000), random_gates(33, 20_000, seed=1)
-    assert torch.equal(hamming(PackedGates.pack(gates)), (gates[:, None] != gates).sum(2).int())
     expected = (gates[:, None] != other).sum(2).int()
-    assert torch.equal(module.distances_to(gates.view(torch.int8), other.view(torch.int8)), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(hamming(PackedGates.pack(gates)), (gates[:, None] != gates).sum(2).int())
+        assert torch.equal(module.distances_to(gates.view(torch.int8), other.view(torch.int8)), expected)
 
 
 def test_counts_of_classes():

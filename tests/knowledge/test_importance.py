@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -6,9 +7,9 @@ from reference import regions as reference
 from torch.nn import functional as F
 
 from netprism.knowledge.groups import group_importance, groups_of, match_regions
-from netprism.knowledge.importance import MEMORY, best_matches, network_similarity, region_features, regional_importance
+from netprism.knowledge.importance import network_similarity, region_features, regional_importance
 from netprism.knowledge.points import knowledge_points
-from netprism.knowledge.region_projection import align_loss, fit_region_projection, similarity_loss
+from netprism.knowledge.region_projection import RegionLosses, fit_region_projection
 
 
 def planted(count=60, side=4, channels=16, classes=5, patches=3, seed=0):
@@ -166,12 +167,6 @@ def test_importance_in_groups_finds_planted_patterns(channels, side):
     assert area_under_roc(found, mask) > 0.98
 
 
-def rows_of(features):
-    """The matches within one group of all samples."""
-    units = F.normalize(features, dim=2)
-    return best_matches(units, units, MEMORY)[1][None]
-
-
 def random_case(count=6, regions=4, channels=5):
     draws = torch.Generator().manual_seed(2)
 
@@ -189,38 +184,52 @@ def random_case(count=6, regions=4, channels=5):
     )
 
 
+def losses_of(features, importance, logits, samples, unmatched=None, **options):
+    """The losses of projected regions (N, R, d') in one group of all samples, and their slope."""
+    matches = match_regions(features, group_size=len(features))
+    if unmatched is not None:
+        matches.rows[matches.rows % features.shape[1] == unmatched] -= 1
+    losses = RegionLosses(matches, importance, network_similarity(logits), samples, **options)
+    order = matches.samples.flatten()
+
+    def evaluate(projected):
+        values, slope = losses(projected[order].transpose(1, 2).contiguous())
+        return values, torch.empty_like(projected).index_copy_(0, order, slope.transpose(1, 2))
+
+    return evaluate
+
+
 def test_losses_are_those_of_the_formulas():
     projected, features, importance, logits, samples = random_case()
-    similarity, rows = network_similarity(logits)[None], rows_of(features)
+    losses = losses_of(features, importance, logits, samples, kappa_max=100)
     for scale in (0.3, 3.0):
-        found = similarity_loss(scale * projected[None], rows, importance[None], similarity, kappa_max=100)
+        (similar, align), _ = losses(scale * projected)
         expected = reference.similarity_loss(scale * projected, features, importance, logits, kappa_max=100)
-        assert found.item() == pytest.approx(expected, rel=1e-9)
-    assert align_loss(projected, samples, importance).item() == pytest.approx(
-        reference.align_loss(projected, samples, importance), rel=1e-12
-    )
+        assert similar.item() == pytest.approx(expected, rel=1e-9)
+        assert align.item() == pytest.approx(reference.align_loss(projected, samples, importance), rel=1e-12)
 
 
-def test_gradients_of_the_losses_are_right():
+def test_the_slope_is_that_of_the_weighted_sum():
     projected, features, importance, logits, samples = random_case(count=4, regions=2)
-    similarity, rows = network_similarity(logits)[None], rows_of(features)
-    projected.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h: similarity_loss(h[None], rows, importance[None], similarity), projected)
-    assert torch.autograd.gradcheck(lambda h: align_loss(h, samples, importance), projected)
+    losses = losses_of(features, importance, logits, samples, align_weight=0.7)
+    found, step = losses(projected)[1], 1e-6
+    for place in itertools.product(*map(range, projected.shape)):
+        moved = torch.zeros_like(projected)
+        moved[place] = step
+        (up, up_align), (down, down_align) = (losses(projected + sign * moved)[0] for sign in (1, -1))
+        expected = (up - down + 0.7 * (up_align - down_align)) / (2 * step)
+        assert found[place].item() == pytest.approx(expected.item(), abs=1e-7)
 
 
-def test_regions_of_no_importance_have_no_gradient():
+def test_regions_of_no_importance_or_strength_have_no_slope():
     projected, features, importance, logits, samples = random_case()
     importance[:, 1] = 0
-    projected.requires_grad_()
-    similarity, rows = network_similarity(logits)[None], rows_of(features)
-    rows[rows % 4 == 1] -= 1  # nor are they what others are compared with
-    loss = similarity_loss(projected[None], rows, importance[None], similarity) + align_loss(
-        projected, samples, importance
-    )
-    (slope,) = torch.autograd.grad(loss, projected)
+    projected[0, 2] = 0
+    slope = losses_of(features, importance, logits, samples, unmatched=1)(projected)[1]  # nor are others compared
+    assert slope.isfinite().all()
     assert (slope[:, 1] == 0).all()
-    assert (slope[:, 0] != 0).all()
+    assert (slope[0, 2] == 0).all()
+    assert (slope[1:, 0] != 0).all()
 
 
 def planted_fit(**options):

@@ -5,7 +5,10 @@ import torch
 from ranks import on_ranks
 from torchmetrics import MetricCollection
 
+from netprism.distributed import all_gather_object
+from netprism.gates import pair_sums
 from netprism.gates.entropy import transformation_complexity
+from netprism.gates.hamming import block_rows
 from netprism.gates.packing import PackedGates
 from netprism.metrics import TransformationComplexity
 
@@ -98,7 +101,14 @@ def complexity_of_rank(rank, gates, labels):
     metric = TransformationComplexity()
     for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
         metric.update(rows(gates, index), labels[index])
-    return scalars(metric.complexity())
+    looked_at = []
+    blocks = pair_sums.distance_blocks
+    pair_sums.distance_blocks = lambda layer, own: looked_at.append(len(own)) or blocks(layer, own)
+    result = scalars(metric.complexity())
+    every = all_gather_object(looked_at[0])
+    assert sum(every) == len(block_rows(30))
+    assert max(every) - min(every) <= 1
+    return result
 
 
 def scalars(result):
@@ -106,11 +116,13 @@ def scalars(result):
     return [*joint, *result.entropy.values(), *result.total_correlation.values()]
 
 
-def test_uneven_ranks_agree_with_one_process(samples):
-    gates, labels = samples
+@pytest.mark.parametrize("rows", [7, 128])
+def test_uneven_ranks_share_the_pairs_and_agree_with_one_process(samples, monkeypatch, rows):
+    gates, labels = samples  # in the order in which ranks gather them, so that sums are bitwise equal
+    monkeypatch.setattr("netprism.gates.hamming._ROWS", rows)  # five blocks for three ranks, or one
     expected = scalars(transformation_complexity(gates, labels))
     for found in on_ranks(3, partial(complexity_of_rank, gates=gates, labels=labels)):
-        assert found == pytest.approx(expected, abs=1e-12)
+        assert found == expected
 
 
 def test_it_works_in_a_collection_epoch_after_epoch_and_takes_the_options_of_a_metric(samples):
