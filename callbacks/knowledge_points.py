@@ -14,6 +14,7 @@ from netprism.callbacks._monitor import Monitor, check_at_least
 from netprism.callbacks._monitor_data import MonitorData
 from netprism.callbacks._view import View
 from netprism.figures import knowledge as figures
+from netprism.figures.projection import class_names
 from netprism.knowledge.epoch_projection import EpochProjection, NetworkFeatures, check_layers
 from netprism.knowledge.points import KnowledgePointCounts, check_tau, usual_tau
 from netprism.knowledge.sample_projection import output_entropy, soft_targets, strength_correlation
@@ -107,15 +108,14 @@ class KnowledgePoints(Monitor):
             g = projection.fit_samples(features).float()
         except ValueError as error:  # the network has collapsed; it has no knowledge points, and may recover
             rank_zero_warn(f"{self.name}: no categories in epoch {epoch} ({error})")
-            none = [("points", 0.0), ("reliable", 0.0), ("ratio", math.nan)]
-            counts = {f"{key}/{layer}": value for key, value in none for layer in self.layers}
-            return {"strength_uncertainty_corr": math.nan, **counts}
+            none = {"points/": 0.0, "reliable/": 0.0, "ratio/": math.nan}
+            return {"strength_uncertainty_corr": math.nan} | {k + name: none[k] for k in none for name in self.layers}
         h = {layer: projection.fit_regions(layer, features)[0] for layer in view.progress(self.layers, "layers")}
         found = projection.count(features, labels)
         self.images = first_images(view, data, figures.IMAGES)
         self.last = {layer: (features.grid(layer), found[layer]) for layer in self.layers}
-        frame = figures.frame(epoch, h, labels, projection.samples.directions.float(), categories)
-        self.frames = figures.with_frame(self.frames, frame)
+        directions, names = projection.samples.directions.float(), class_names(categories, data.dataset, view.trainer)
+        self.frames = figures.with_frame(self.frames, figures.frame(epoch, h, labels, directions, names))
         correlation = strength_correlation(g.norm(dim=1), output_entropy(soft_targets(features.logits)))
         counts = KnowledgePointMetric(self.layers).to(view.device)(found)  # no sum: each rank has all images
         return {"strength_uncertainty_corr": correlation} | {key: float(value) for key, value in counts.items()}

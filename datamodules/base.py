@@ -114,6 +114,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Attributes:
         num_classes: Number of classes; labels are 0 to num_classes - 1.
+        classes: Names of the classes, in the order of their labels, for pictures; empty where they are numbers.
         shape: Shape (C, H, W) of an image.
         mean: Mean of each channel, of pixels in [0, 1].
         std: Standard deviation of each channel, of pixels in [0, 1].
@@ -124,6 +125,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """
 
     num_classes: int
+    classes: Sequence[str] = ()
     shape: tuple[int, int, int]
     mean: Sequence[float]
     std: Sequence[float]

@@ -49,6 +49,7 @@ class CIFAR10(DownloadedDataModule):
 
     def tensors(self, dataset: datasets.CIFAR10) -> ImageTensors:
         """Images (N, 3, 32, 32) or, in grey, (N, 1, 32, 32), uint8."""
+        self.classes = tuple(dataset.classes)
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
         return ImageTensors(rgb_to_grayscale(images) if self.grayscale else images, torch.tensor(dataset.targets))
 

@@ -133,7 +133,7 @@ class ImageFilesDataModule(ImageDataModule):
         """The files of a split; labels are positions in `all_classes`."""
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]  # known when the files are looked at
         """Names of the classes in use."""
         names = self.all_classes()
         return tuple(names[i] for i in self._positions())

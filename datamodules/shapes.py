@@ -122,7 +122,7 @@ class Shapes(ImageDataModule):
         ValueError: if `image_size`, `train_images` or `test_images` is too small.
     """
 
-    num_classes = len(SHAPES)
+    num_classes, classes = len(SHAPES), tuple(SHAPES)
     shape = (3, 32, 32)
     mean: Sequence[float] = (0.5, 0.5, 0.5)  # by symmetry
     std: Sequence[float] = (0.293, 0.293, 0.293)  # of 10 000 images

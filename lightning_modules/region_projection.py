@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from netprism.distributed import all_gather_rows
 from netprism.figures import knowledge as figures
+from netprism.figures.projection import class_names
 from netprism.knowledge.epoch_projection import EpochProjection, NetworkFeatures, check_layers, network_features
 from netprism.knowledge.importance import row_correlations
 from netprism.knowledge.points import check_tau
@@ -134,7 +135,8 @@ class RegionProjection(TeacherModule):
         # Every rank counts all images, which leaves means and ratios unchanged.
         self.train_points.update(self.projection.count(features, labels))
         directions = self.projection.samples.directions.float()
-        frame = figures.frame(self.current_epoch, projected, labels, directions, range(len(directions)))
+        names = class_names(range(len(directions)), self.trainer)
+        frame = figures.frame(self.current_epoch, projected, labels, directions, names)
         self.frames = figures.with_frame(self.frames, frame)
         self.optimizers().step()  # type: ignore[union-attr]  # without a step Lightning saves no checkpoint
 

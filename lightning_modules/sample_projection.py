@@ -193,7 +193,9 @@ class SampleProjection(TeacherModule):
             self.log_dict(named, prog_bar=True, sync_dist=True)  # the same on all ranks; otherwise Lightning warns
             if infix and g.shape[1] == 3:
                 title = "{}: KL {:.3f} nats, correlation {:.2f}".format(layer, *map(float, values.values()))
-                self._scatters[layer] = figures.Scatter(g, categories, self.projection(layer).directions, title)
+                directions = self.projection(layer).directions
+                names = figures.class_names(range(len(directions)), self.trainer)
+                self._scatters[layer] = figures.Scatter(g, categories, directions, title, names)
 
     def _prepared(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Features of the layers, and softened outputs."""

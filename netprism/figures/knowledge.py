@@ -28,7 +28,7 @@ _FILM_IMAGES = 20  # images whose regions are points of the film: 26 kB per laye
 
 
 def frame(
-    epoch: int, projected: Mapping[str, Tensor], labels: Tensor, directions: Tensor, categories: Sequence[int]
+    epoch: int, projected: Mapping[str, Tensor], labels: Tensor, directions: Tensor, names: Sequence[str]
 ) -> Frame:
     """Returns what the pictures need of one epoch.
 
@@ -37,7 +37,7 @@ def frame(
         projected: Layer -> projected regional features h, `(N, R, 3)` or `(N, R, 2)`.
         labels: Classes of the images `(N,)`, in 0 to C - 1.
         directions: Directions of the classes, `(C, 3)` or `(C, 2)`.
-        categories: Names of the C classes.
+        names: Names of the C classes.
     """
     layers = {}
     directions = _in_space(directions).cpu()
@@ -49,7 +49,7 @@ def frame(
             "means": torch.stack([mean for mean, _ in of_class]),
             "covariances": torch.stack([covariance for _, covariance in of_class]),
         }
-    return {"epoch": epoch, "directions": directions, "names": [str(c) for c in categories], "layers": layers}
+    return {"epoch": epoch, "directions": directions, "names": list(names), "layers": layers}
 
 
 def with_frame(frames: Sequence[Frame], new: Frame) -> list[Frame]:
@@ -148,8 +148,11 @@ def ellipsoids(frame: Frame) -> Figure:
     """Draws the regional features of some images per layer, with an ellipsoid of one standard deviation per class."""
     layers = frame["layers"]
     figure, width = Figure(figsize=(3.6 * len(layers), 3.9)), 1 / len(layers)
+    shown = frame["names"][:10]
+    columns = len(shown) if sum(map(len, shown)) < 12 * len(layers) else 5  # short names stand in one row
+    bottom = 0.02 if columns == len(shown) else 0.1
     for number, (layer, parts) in enumerate(layers.items()):
-        axes: Any = figure.add_axes((width * number, 0.02, 0.94 * width, 0.84), projection="3d")
+        axes: Any = figure.add_axes((width * number, bottom, 0.94 * width, 0.86 - bottom), projection="3d")
         reach = float(parts["points"].norm(dim=1).double().quantile(0.98)) or 1.0
         for category, direction in enumerate(frame["directions"].double()):
             colour = colormaps["tab10"](category % 10)
@@ -165,8 +168,8 @@ def ellipsoids(frame: Frame) -> Figure:
         axes.tick_params(labelsize="xx-small", pad=-3)
     when = epoch_name(frame["epoch"])
     figure.suptitle(f"regional features, epoch {when}; arrows: directions of the classes", fontsize="medium")
-    shown = [Line2D([], [], color=colormaps["tab10"](i % 10), label=name) for i, name in enumerate(frame["names"][:10])]
-    figure.legend(handles=shown, loc="lower center", ncols=len(shown), title="class")
+    handles = [Line2D([], [], color=colormaps["tab10"](i % 10), label=name) for i, name in enumerate(shown)]
+    figure.legend(handles=handles, loc="lower center", ncols=columns, title="class")
     return figure
 
 

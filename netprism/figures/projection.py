@@ -55,6 +55,22 @@ class Scatter:
         return str(category) if self.names is None else self.names[category]
 
 
+def class_names(numbers: Sequence[int], *sources: object) -> list[str]:
+    """Returns the names of classes: of the first source that has `classes`, or else their numbers.
+
+    Args:
+        numbers: Numbers of the classes.
+        sources: Data sets, data modules, or trainers with a data module; torchvision's and netprism's data have the
+            names of their classes as `classes`.
+    """
+    for source in sources:
+        for known in (source, getattr(source, "dataset", None), getattr(source, "datamodule", None)):
+            names = getattr(known, "classes", None) or ()
+            if max(numbers, default=-1) < len(names):
+                return [str(names[number]) for number in numbers]
+    return [str(number) for number in numbers]
+
+
 def draw(scatter: Scatter, stem: Path) -> list[Path]:
     """Draws `<stem>.png` and the page `<stem>.html`, which shares `plotly.min.js` (5 MB) with others in its folder."""
     png, html = (stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "html"))  # with_suffix would cut layer1.0

@@ -18,7 +18,7 @@ from netprism.taps import find_layer
 def damaged(
     net: nn.Module,
     narrow: Sequence[str] = (),
-    keep: float | int = 0.5,
+    keep: float = 0.5,
     kernel_size: int | None = None,
     pool: Sequence[str] = (),
     cut: Sequence[str] = (),
@@ -30,7 +30,7 @@ def damaged(
     Args:
         net: Any network.
         narrow: Convolutions that keep some of their filters, see `narrow_layer`.
-        keep: How many: a fraction, or a number of filters.
+        keep: How many: a fraction below 1, or a number of filters.
         kernel_size: Size of new filters in their place; None: the old ones.
         pool: Layers behind which a max-pool of 2 x 2 is put.
         cut: Residual blocks whose shortcut is removed, see `cut_shortcut`.
@@ -49,7 +49,7 @@ def damaged(
     return net.requires_grad_(True).train()
 
 
-def narrow_layer(model: nn.Module, name: str, keep: float | int = 0.5, kernel_size: int | None = None) -> None:
+def narrow_layer(model: nn.Module, name: str, keep: float = 0.5, kernel_size: int | None = None) -> None:
     """Leaves a convolution some of its filters, in place: those whose weights have the largest L1 norm.
 
     The channels of the others are 0 from now on, so that what follows the layer fits as it is. With `kernel_size` the
@@ -58,7 +58,7 @@ def narrow_layer(model: nn.Module, name: str, keep: float | int = 0.5, kernel_si
     Args:
         model: Any network.
         name: Name of a convolution of one group.
-        keep: How many filters stay: a fraction in (0, 1), or a number.
+        keep: How many filters stay: a fraction below 1, or a number.
         kernel_size: Size of new filters, odd; None: the old ones stay.
 
     Raises:
@@ -72,9 +72,9 @@ def narrow_layer(model: nn.Module, name: str, keep: float | int = 0.5, kernel_si
         raise ValueError(f"layer {name!r} is {layer}; expected a convolution of one group")
     if kernel_size is not None and (kernel_size < 1 or kernel_size % 2 == 0):
         raise ValueError(f"kernel_size is {kernel_size}; expected an odd number, or None for the old filters")
-    count = max(round(keep * layer.out_channels), 1) if isinstance(keep, float) else keep
-    if keep <= 0 or count >= layer.out_channels or (isinstance(keep, float) and keep >= 1):
-        raise ValueError(f"keep is {keep}; expected a fraction in (0, 1), or 1 to {layer.out_channels - 1} filters")
+    count = max(round(keep * layer.out_channels), 1) if keep < 1 else int(keep)
+    if keep <= 0 or count >= layer.out_channels or (keep > 1 and count != keep):
+        raise ValueError(f"keep is {keep}; expected a fraction below 1, or 1 to {layer.out_channels - 1} filters")
     replace_layer(model, name, _FewerFilters(layer, count, kernel_size))
 
 

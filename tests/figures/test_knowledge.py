@@ -28,16 +28,16 @@ def test_the_boundary_of_two_regions_side_by_side_leaves_out_the_edge_between_th
 def test_a_frame_has_the_moments_of_each_class():
     h = torch.randn(20, 4, 3, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(20) % 2
-    made = frame(3, {"conv": h}, labels, torch.eye(3)[:2], [5, 7])
+    made = frame(3, {"conv": h}, labels, torch.eye(3)[:2], ["cat", "dog"])
     parts = made["layers"]["conv"]
     own = h[labels == 1].flatten(0, 1).double()
     assert torch.allclose(parts["means"][1], own.mean(dim=0))
     assert torch.allclose(parts["covariances"][1], (own - own.mean(0)).T @ (own - own.mean(0)) / len(own))
-    assert made["names"] == ["5", "7"]
+    assert made["names"] == ["cat", "dog"]
 
 
 def test_a_class_without_images_has_moments_of_0():
-    made = frame(0, {"conv": torch.rand(4, 2, 3)}, torch.zeros(4, dtype=torch.int64), torch.eye(3)[:2], [0, 1])
+    made = frame(0, {"conv": torch.rand(4, 2, 3)}, torch.zeros(4, dtype=torch.int64), torch.eye(3)[:2], ["0", "1"])
     assert (made["layers"]["conv"]["means"][1] == 0).all()
     assert (made["layers"]["conv"]["covariances"][1] == 0).all()
 
@@ -48,7 +48,7 @@ def test_everything_is_drawn_also_in_two_dimensions(tmp_path, channels, dimensio
     h = torch.randn(9, 6, dimensions, generator=draws)
     directions, labels = torch.eye(dimensions)[:2], torch.arange(9) % 2
     found = knowledge_points(h, directions, torch.tensor([0.5, 0.5]), labels, tau=0.6)
-    frames = [frame(epoch, {"layer1.0": h}, labels, directions, [0, 1]) for epoch in (-1, 0)]
+    frames = [frame(epoch, {"layer1.0": h}, labels, directions, ["0", "1"]) for epoch in (-1, 0)]
     history = [{"epoch": e, "points/layer1.0": 2.0, "reliable/layer1.0": 1.0, "ratio/layer1.0": 0.5} for e in (-1, 0)]
     images = torch.randn(8, channels, 12, 12, generator=draws)
     paths = draw(history, frames, images, {"layer1.0": ((2, 3), found)}, tmp_path)

@@ -1,5 +1,6 @@
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,3 +62,12 @@ def test_bad_input_is_named(tmp_path):
     for write in (figures.film, figures.page):
         with pytest.raises(ValueError, match="scatters is empty"):
             write([], tmp_path / "film.gif")
+
+
+def test_classes_have_the_names_that_the_data_give_them():
+    photos = SimpleNamespace(classes=("brick", "cat", "coins"))
+    assert figures.class_names([0, 2], photos) == ["brick", "coins"]
+    assert figures.class_names([1], object(), SimpleNamespace(datamodule=photos)) == ["cat"]
+    assert figures.class_names([1], SimpleNamespace(dataset=photos)) == ["cat"]
+    assert figures.class_names([1, 3], photos, SimpleNamespace(classes=())) == ["1", "3"]  # of other data
+    assert figures.class_names([4], None) == ["4"]

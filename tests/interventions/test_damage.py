@@ -89,7 +89,7 @@ def test_a_damaged_network_can_be_trained():
     [
         ({}, "narrow, pool and cut are empty; expected names of layers"),
         ({"narrow": ["fc"]}, r"layer 'fc' is Linear\(.*; expected a convolution of one group"),
-        ({"narrow": ["conv1"], "keep": 1.0}, r"keep is 1.0; expected a fraction in \(0, 1\), or 1 to 3 filters"),
+        ({"narrow": ["conv1"], "keep": 2.5}, "keep is 2.5; expected a fraction below 1, or 1 to 3 filters"),
         ({"narrow": ["conv1"], "keep": 4}, "keep is 4; expected"),
         ({"narrow": ["conv1"], "kernel_size": 2}, "kernel_size is 2; expected an odd number"),
         ({"cut": ["layer1"]}, "layer 'layer1' is a Sequential; expected a residual block with"),
