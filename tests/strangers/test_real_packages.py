@@ -4,6 +4,8 @@ pip install timm transformers lightly torchgeo
 make test-strangers
 """
 
+import importlib
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -16,7 +18,13 @@ pytestmark = [pytest.mark.strangers, pytest.mark.filterwarnings("ignore")]  # th
 IMAGES, LABELS = torch.rand(8, 3, 64, 64), torch.arange(8) % 2
 
 
-def train(module, loader, tmp_path, **options):
+def trainer_of(module):
+    """The Trainer of the package that the module is written for: there are two of the same content."""
+    is_unified = any(kind.__module__.startswith("lightning.") for kind in type(module).__mro__)
+    return importlib.import_module("lightning.pytorch" if is_unified else "pytorch_lightning").Trainer
+
+
+def train(module, loader, tmp_path, validation=None, **options):
     """Trains one epoch with monitors, and without; returns what was logged."""
     state = {name: value.clone() for name, value in module.state_dict().items()}
     found = []
@@ -25,11 +33,11 @@ def train(module, loader, tmp_path, **options):
         pl.seed_everything(0, verbose=False)
         look = dict(num_images=4, batch_size=2, **options)
         monitors = [GatingEntropy(**look), InformationDiscarding(num_vjps=1, num_scale_images=4, num_shown=0, **look)]
-        trainer = pl.Trainer(
+        trainer = trainer_of(module)(
             max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=tmp_path, callbacks=monitors if monitored else [],
         )  # fmt: skip
-        trainer.fit(module, loader)
+        trainer.fit(module, loader, validation)
         found.append((dict(trainer.callback_metrics), [p.detach().clone() for p in module.parameters()]))
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True)), "the training has changed"
     logged = {key: float(value) for key, value in found[0][0].items()}
@@ -150,4 +158,4 @@ def test_torchgeo(task, tmp_path):
     else:
         module = trainers.SemanticSegmentationTask(model="unet", backbone="resnet18", num_classes=2, task="multiclass")
         loader = DataLoader(Items(image=IMAGES, mask=torch.randint(0, 2, (8, 64, 64))), 4)
-    train(module, loader, tmp_path)
+    train(module, loader, tmp_path, validation=loader)  # its schedule follows val_loss
