@@ -292,7 +292,9 @@ def test_layers_in_reentrant_checkpointing_run_without_gradients():
 
 
 @pytest.mark.parametrize("called", [False, True])
-def test_no_tensor_stays_alive_without_a_backward_pass(called):
+def test_no_tensor_stays_alive_without_a_backward_pass(called, request):
+    gc.freeze()  # half a million objects of other tests: to look through them takes seconds
+    request.addfinalizer(gc.unfreeze)
     net, alive = Net(), []
     loss = ComplexityLoss(net, widths=NARROW, estimator="energy")
     for _ in range(6):
