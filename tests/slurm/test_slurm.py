@@ -34,7 +34,7 @@ trainer:
   callbacks:
     - class_path: netprism.callbacks.GatingEntropy
       init_args:
-        samples: 41
+        num_images: 41
 """
 EPOCHS = 150  # some five seconds
 LONG = (f"--trainer.max_epochs={EPOCHS}", "--trainer.callbacks=null", "--trainer.limit_val_batches=1")
@@ -147,6 +147,56 @@ def test_a_missing_teacher_is_trained_by_a_job_before(desk):
     best = desk.folder / "runs" / "classify" / "digits_resnet8" / teacher / "checkpoints" / "best.ckpt"
     assert best.exists()
     assert f"{teacher}/checkpoints/best.ckpt" in (folder_of(desk, job, config) / "config.yaml").read_text()
+
+
+STUDY = """\
+# Three rates, one of which no optimiser takes
+experiment: tiny.yaml
+grid: {model.optimizer.init_args.lr: [0.001, -1.0, 0.01]}
+read: {accuracy: val/accuracy}
+figure: [{x: model.optimizer.init_args.lr, y: accuracy}]
+"""
+ADAM = """\
+    optimizer:
+      class_path: torch.optim.Adam
+data:
+"""
+
+
+def test_a_study_is_an_array_whose_failed_task_stops_no_other_and_is_named(desk):
+    (desk.folder / "tiny.yaml").write_text(TINY.replace("data:\n", ADAM))
+    (desk.folder / "mine.yaml").write_text(STUDY)
+    said = desk(sys.executable, "-m", "netprism", "slurm", "--study", "mine.yaml", "--gpus=0", "--time=10")
+    array, table = jobs_in(said)
+    assert desk.wait_for_end(table)["JobState"] == "FAILED", desk.logs()
+    states = [desk.job(f"{array}_{number}")["JobState"] for number in range(3)]
+    assert states == ["COMPLETED", "FAILED", "COMPLETED"]
+    assert "failed   model.optimizer.init_args.lr=-1 seed=0: Invalid learning rate: -1.0" in log_of(desk, table)
+    assert "1 of 3 runs failed" in log_of(desk, table)
+    page = (desk.folder / "studies" / "mine" / "study.md").read_text()
+    assert "2 of 3 runs" in page
+    assert len((desk.folder / "studies" / "mine" / "table.csv").read_text().splitlines()) == 3
+    assert all((folder / "log.txt").stat().st_size for folder in (desk.folder / "runs" / "tiny").iterdir())
+    again = desk(sys.executable, "-m", "netprism", "slurm", "--study", "mine.yaml", "--gpus=0", "--dry-run")
+    assert "sbatch" not in again, "nothing is left to do"
+
+
+def test_a_task_of_an_array_goes_back_alone(desk):
+    (desk.folder / "long.yaml").write_text(
+        STUDY.replace("-1.0, ", "").replace("figure", "overrides: {OVERRIDES}\nfigure")
+    )
+    options = "trainer.max_epochs: 150, trainer.callbacks: null, trainer.limit_val_batches: 1"
+    (desk.folder / "long.yaml").write_text((desk.folder / "long.yaml").read_text().replace("OVERRIDES", options))
+    (desk.folder / "tiny.yaml").write_text(TINY.replace("data:\n", ADAM))
+    said = desk(sys.executable, "-m", "netprism", "slurm", "--study", "long.yaml", "--gpus=0", "--time=10")
+    array, table = jobs_in(said)
+    desk.wait_for(lambda: list(desk.folder.glob("runs/tiny/*/checkpoints/last.ckpt")), "checkpoint")
+    last = f"{array}_1"  # its number is that of the whole array
+    desk.wait_for(lambda: desk.job(last)["JobState"] == "RUNNING", "second task")
+    desk.wait_for(lambda: len(list(desk.folder.glob("runs/tiny/*/checkpoints/last.ckpt"))) == 2, "second checkpoint")
+    desk("scancel", "--signal=USR1", last)
+    assert desk.wait_for_end(table)["JobState"] == "COMPLETED", desk.logs()
+    assert [desk.job(f"{array}_{number}")["Restarts"] for number in (0, 1)] == ["0", "1"]
 
 
 def test_what_is_shown_is_what_is_submitted(desk):
