@@ -28,7 +28,7 @@ from torch import Tensor
 from netprism.checks import check_tensor
 from netprism.distributed import rank_and_size
 from netprism.gates.cost import announce
-from netprism.gates.hamming import activation_rates, class_counts, hamming, int8_product
+from netprism.gates.hamming import hamming, int8_product, open_counts
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
 from netprism.gates.pair_sums import PairSums, pair_sums
@@ -151,17 +151,19 @@ def transformation_complexity(
     n = _sample_count(packed)
     check_bandwidth(bandwidth, alpha)
     alphas = _alphas(packed, alpha)
-    rates = {name: activation_rates(layer) for name, layer in packed.items()}
+    device = next(iter(packed.values())).bits.device
+    classes = None if labels is None else _classes(labels, n).to(device)
+    counts = {name: _counts(layer, classes if total_correlation else None) for name, layer in packed.items()}
+    rates = {name: count[0] / n for name, count in counts.items()}
+    if not total_correlation:
+        counts = {name: [] for name in packed}
     widths = {
         name: alphas[name] * layer.stands_for * (layer.size if bandwidth == "dim" else _variance(rates[name]))
         for name, layer in packed.items()
     }
     marginals = {name: layer.stands_for * marginal_entropy(rates[name]) for name, layer in packed.items()}
-    device = next(iter(packed.values())).bits.device
     ranks = rank_and_size()[1] if shared else 1
     announce(n, sum(layer.size for layer in packed.values()), len(packed), device, int8_product, ranks)
-    classes = None if labels is None else _classes(labels, n).to(device)
-    counts = {name: _counts(layer, rates[name], classes) if total_correlation else [] for name, layer in packed.items()}
 
     within, behind = pair_sums(packed, widths, classes, shared)
     rows = {
@@ -331,10 +333,10 @@ def _total_correlation(
     return float(smoothed_cross_entropy(counts, n, bandwidth, stands_for) - own + bias)
 
 
-def _counts(layer: PackedGates, rates: Tensor, classes: Tensor | None) -> list[Tensor]:
+def _counts(layer: PackedGates, classes: Tensor | None) -> list[Tensor]:
     """How many samples have each gate open: int64 `(d,)` of all samples, and of each class."""
-    of_all = (rates.double() * len(layer)).round().long()
-    return [of_all] if classes is None else [of_all, *class_counts(layer, classes)]
+    counts = open_counts(layer, classes)
+    return [counts.sum(0)] if classes is None else [counts.sum(0), *counts]
 
 
 def _complexity(

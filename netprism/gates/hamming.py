@@ -1,15 +1,20 @@
-"""Exact Hamming distances between bit-packed samples, by integer matrix products over runs of gates.
+"""Exact Hamming distances between bit-packed samples.
 
-`D_jk = a_j + a_k - 2 <s_j, s_k>` with `a` the number of ones. int8 products with int32 sums are exact and 4 times as
-fast as float32 ones on a CPU with VNNI (`benchmarks/entropy.py`); on one without (AMD Zen 3) they take 18 times as
-long, so there float32 is used, which is exact for these counts. bfloat16 would round counts above 256.
+On a CPU the differing bits are counted where they lie, by simsimd: in a twelfth of the time of float32 products of 0
+and 1, for 1000 samples of 16 384 gates on an AMD EPYC without VNNI.
+
+Elsewhere `D_jk = a_j + a_k - 2 <s_j, s_k>` with `a` the number of ones, by integer products over runs of gates: int8
+with int32 sums is exact, as is float32 for these counts. bfloat16 would round counts above 256.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
+import simsimd
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -53,6 +58,8 @@ def distance_blocks(gates: PackedGates, numbers: Sequence[int] | None = None) ->
     """
     n, device = len(gates), gates.bits.device
     blocks = {number: rows for number, rows in enumerate(block_rows(n)) if numbers is None or number in numbers}
+    if _counts_bits(device):
+        return {number: _differing_bits(gates.bits[rows], gates.bits[: rows.stop]) for number, rows in blocks.items()}
     distances = {
         number: torch.zeros(rows.stop - rows.start, rows.stop, dtype=torch.int32, device=device)
         for number, rows in blocks.items()
@@ -65,6 +72,12 @@ def distance_blocks(gates: PackedGates, numbers: Sequence[int] | None = None) ->
     for number, rows in blocks.items():
         distances[number].mul_(-2).add_(ones[rows]).add_(ones[: rows.stop, 0])
     return distances
+
+
+def _differing_bits(a: Tensor, b: Tensor) -> Tensor:
+    """Of packed samples `(n, bytes)` and `(m, bytes)`: int32 `(n, m)`."""
+    found = simsimd.cdist(a.contiguous().numpy(), b.contiguous().numpy(), metric="hamming", dtype="bin8")
+    return torch.from_numpy(np.asarray(found)).int()
 
 
 def distances_to(own: Tensor, others: Tensor) -> Tensor:
@@ -80,25 +93,41 @@ def distances_to(own: Tensor, others: Tensor) -> Tensor:
 
 
 def activation_rates(gates: PackedGates) -> Tensor:
-    """The share of the samples on which each gate is open, float32 `(d,)`. Time O(n d / 8) bytes read."""
-    counts = torch.zeros(8 * gates.bits.shape[1], dtype=torch.int32, device=gates.bits.device)
-    for place, run in gates.runs(_RUN):
-        # Sums of at most 255 rows fit in uint8: three times as fast as summing in int32.
-        for rows in run.view(torch.uint8).split(255):
-            counts[place] += rows.sum(0, dtype=torch.uint8)
-    return counts[: gates.size] / len(gates)
+    """The share of the samples on which each gate is open, float32 `(d,)`. Time O(n d)."""
+    return open_counts(gates)[0] / len(gates)
 
 
-def class_counts(gates: PackedGates, classes: Tensor) -> Tensor:
-    """How many samples of each class have each gate open, int64 `(C, d)`. Cost: C n d multiply-adds.
+def open_counts(gates: PackedGates, classes: Tensor | None = None) -> Tensor:
+    """How many samples of each class have each gate open, int64 `(C, d)`. Cost: n d additions, C n d on a GPU.
 
     Args:
         gates: Gates of n samples.
-        classes: Class of each sample `(n,)`, 0 to C - 1.
+        classes: Class of each sample `(n,)`, 0 to C - 1; None: all are of one.
     """
-    members = one_hot(classes).T.to(torch.int8).contiguous()
-    runs = [int8_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)]
-    return torch.cat(runs, dim=1)[:, : gates.size].long()
+    if classes is None:
+        classes = torch.zeros(len(gates), dtype=torch.int64, device=gates.bits.device)
+    if gates.bits.device.type == "cpu":
+        by_class = replace(gates, bits=gates.bits[classes.argsort(stable=True)])
+        counts = _sums_of_rows(by_class, classes.bincount().tolist())
+    else:
+        members = one_hot(classes).T.to(torch.int8).contiguous()
+        counts = torch.cat([int8_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)], dim=1)
+    return counts[:, : gates.size].long()
+
+
+def _sums_of_rows(gates: PackedGates, sizes: Sequence[int]) -> Tensor:
+    """Sums over successive rows, so many at a time, int32 `(C, padded d)`: no call of a product, whatever the CPU."""
+    counts = torch.zeros(len(sizes), 8 * gates.bits.shape[1], dtype=torch.int32)
+    for place, run in gates.runs(_RUN):
+        for number, rows in enumerate(run.view(torch.uint8).split(list(sizes))):
+            # Sums of at most 255 rows fit in uint8: three times as fast as summing in int32.
+            for some in rows.split(255):
+                counts[number, place] += some.sum(0, dtype=torch.uint8)
+    return counts
+
+
+def _counts_bits(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def int8_product(a: Tensor, b: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ def random_gates(n, d, rate=0.4, seed=0):
     return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) < rate
 
 
+@pytest.mark.parametrize("bits", [True, False])
 @pytest.mark.parametrize(("n", "d"), [(1, 1), (5, 3), (40, 1000), (33, 4097), (601, 20)])
-def test_distances_are_the_counts_of_differing_gates(n, d):
+def test_distances_are_the_counts_of_differing_gates(n, d, bits, monkeypatch):
+    monkeypatch.setattr(module, "_counts_bits", lambda _: bits)
     gates = random_gates(n, d)
     distances = hamming(PackedGates.pack(gates))
     assert distances.dtype == torch.int32
@@ -21,6 +23,7 @@ def test_distances_are_the_counts_of_differing_gates(n, d):
 def test_distances_do_not_depend_on_the_chunks(monkeypatch):
     packed = PackedGates.pack(random_gates(50, 999))
     whole = hamming(packed)
+    monkeypatch.setattr(module, "_counts_bits", lambda _: False)
     monkeypatch.setattr(module, "_RUN", 16)
     monkeypatch.setattr(module, "_ROWS", 7)
     assert torch.equal(hamming(packed), whole)
@@ -35,6 +38,7 @@ def test_activation_rates_of_more_rows_than_a_byte_counts():
 @pytest.mark.parametrize("int8", [True, False])
 def test_int8_and_float_products_are_equal_also_under_autocast(monkeypatch, int8):
     monkeypatch.setattr(module, "_int8_is_fast", lambda: int8)
+    monkeypatch.setattr(module, "_counts_bits", lambda _: False)
     gates, other = random_gates(70, 20_000), random_gates(33, 20_000, seed=1)
     expected = (gates[:, None] != other).sum(2).int()
     with torch.autocast("cpu", torch.bfloat16):
@@ -44,8 +48,9 @@ def test_int8_and_float_products_are_equal_also_under_autocast(monkeypatch, int8
 
 def test_counts_of_classes():
     gates, classes = random_gates(50, 999), torch.arange(50) % 3
+    classes[:9] = 1
     expected = torch.stack([gates[classes == m].sum(0) for m in range(3)])
-    assert torch.equal(module.class_counts(PackedGates.pack(gates), classes), expected)
+    assert torch.equal(module.open_counts(PackedGates.pack(gates), classes), expected)
 
 
 def test_a_dead_gate_is_never_drawn_open():

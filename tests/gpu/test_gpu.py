@@ -27,7 +27,7 @@ from netprism.callbacks import (
 from netprism.callbacks.training.exact_resume import random_state
 from netprism.datamodules import Digits
 from netprism.gates import ComplexityLoss, pairwise_hamming
-from netprism.gates.hamming import class_counts, distances_to
+from netprism.gates.hamming import distances_to, open_counts
 from netprism.gates.packing import PackedGates
 from netprism.nets import ResNet
 
@@ -97,9 +97,9 @@ def weights(trainer):
 def test_distances_are_exact(device, n, d, dtype):
     gates = torch.rand(n, d, generator=torch.Generator().manual_seed(0)) < 0.4
     classes = torch.arange(n) % 3
-    expected = pairwise_hamming(gates), class_counts(PackedGates.pack(gates), classes)
+    expected = pairwise_hamming(gates), open_counts(PackedGates.pack(gates), classes)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        found = pairwise_hamming(gates.to(device)), class_counts(PackedGates.pack(gates.to(device)), classes.to(device))
+        found = pairwise_hamming(gates.to(device)), open_counts(PackedGates.pack(gates.to(device)), classes.to(device))
         others = distances_to(gates.to(device).view(torch.int8), gates[: n // 2 + 1].to(device).view(torch.int8))
     assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
     assert torch.equal(others.cpu(), expected[0][:, : n // 2 + 1])
