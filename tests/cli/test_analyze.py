@@ -185,7 +185,8 @@ def test_the_trees_of_a_training_are_read_as_the_training_reads_them(tmp_path, n
 
 def test_decoders_of_a_checkpoint_give_the_uncertainty_of_the_reconstruction(tmp_path, network, folder):
     module = InputDecoder(network, ["layer1", "layer3"], input_shape=(1, 8, 8), width=2, blocks=1)
-    trainer = pl.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
     trainer.fit(module, DataLoader(torch.randn(4, 1, 8, 8), 2), DataLoader(torch.randn(4, 1, 8, 8), 2))
     trainer.save_checkpoint(tmp_path / "decoders.ckpt")
     options = "--size", "8", "8", "--layers", "layer1", "layer3"
