@@ -12,6 +12,7 @@ from netprism.callbacks._monitor_data import MonitorData
 from netprism.callbacks._view import View, check_finite
 from netprism.components.distillation import DisentangledFeature, Distiller, HasDisentangledFeature
 from netprism.components.network_split import SplitNetwork
+from netprism.metrics import ComponentMetric
 
 
 def disentangled_feature(
@@ -44,6 +45,20 @@ def take_nets_of_rank_0(distiller: Distiller) -> None:
     if dist.is_available() and dist.is_initialized():
         for tensor in (distiller.state_dict() or {}).values():
             dist.broadcast(tensor, src=0)
+
+
+@torch.no_grad()
+def measured(view: View, disentangled: DisentangledFeature, data: MonitorData, split: str) -> ComponentMetric:
+    """Returns the metric with this rank's batches."""
+    metric = ComponentMetric(disentangled.orders).to(view.device)
+    for i, batch in enumerate(view.batches(data, split)):
+        with view.precision():
+            if i == 0 and batch.labels is not None:
+                disentangled.cut.find_head(batch.inputs)
+            feature, approximations = disentangled.parts(batch.inputs)
+            check_finite({disentangled.cut.layer: feature}, view.name)
+            metric.update(feature, approximations, disentangled.head, batch.labels)
+    return metric
 
 
 def parts_of_images(view: View, disentangled: DisentangledFeature, data: MonitorData, count: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,19 +10,19 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from netprism.callbacks._distilled_feature import disentangled_feature, parts_of_images, take_nets_of_rank_0
+from netprism.callbacks._distilled_feature import disentangled_feature, measured, parts_of_images, take_nets_of_rank_0
 from netprism.callbacks._monitor import Monitor, check_at_least
-from netprism.callbacks._monitor_data import MonitorData, Split
-from netprism.callbacks._view import View, check_finite
+from netprism.callbacks._monitor_data import Split
+from netprism.callbacks._view import View
+from netprism.components.covariance import ConstantFeatureError
 from netprism.components.disentangler import FEW_ORDERS
-from netprism.components.distillation import DisentangledFeature, Distiller
+from netprism.components.distillation import Distiller
 from netprism.components.measures import Components, quantities
 from netprism.distributed import run_on_all_ranks
 from netprism.figures import components as figures
-from netprism.metrics import ComponentMetric
 
 
 class FeatureComponents(Monitor):
@@ -120,10 +121,13 @@ class FeatureComponents(Monitor):
         nets = self.distiller, self.layer, self.head, self.steps, self.learning_rate
         disentangled = run_on_all_ranks(partial(disentangled_feature, view, data["train"], *nets))
         take_nets_of_rank_0(self.distiller)
-        self.found = {
-            str(split): run_on_all_ranks(partial(self._count, view, disentangled, chosen, split)).components()
-            for split, chosen in data.items()
-        }
+        metrics = {split: run_on_all_ranks(partial(measured, view, disentangled, data[split], split)) for split in data}
+        try:
+            self.found = {str(split): metric.components() for split, metric in metrics.items()}
+        except ConstantFeatureError as error:  # it may recover
+            rank_zero_warn(f"{self.name}: no components in epoch {epoch} ({error})")
+            self.found, orders = {}, disentangled.orders
+            return {f"{key}/{order}": math.nan for key in ("significance", "unexplained") for order in orders}
         shown = data.get("test", data["train"]), self.num_shown
         self.maps = run_on_all_ranks(partial(parts_of_images, view, disentangled, *shown))
         return quantities(self.found)
@@ -133,16 +137,3 @@ class FeatureComponents(Monitor):
         if found := self.found:
             self.publish(trainer, lambda f: figures.draw(self.history, found, self.maps, self.channels, f, self.name))
             self.publish(trainer, lambda folder: figures.tabulate(found, folder, self.name), kind="tables")
-
-    @torch.no_grad()
-    def _count(self, view: View, disentangled: DisentangledFeature, data: MonitorData, split: str) -> ComponentMetric:
-        """The metric with this rank's batches."""
-        metric = ComponentMetric(disentangled.orders).to(view.device)
-        for i, batch in enumerate(view.batches(data, split)):
-            with view.precision():
-                if i == 0 and batch.labels is not None:
-                    disentangled.cut.find_head(batch.inputs)
-                feature, approximations = disentangled.parts(batch.inputs)
-                check_finite({disentangled.cut.layer: feature}, self.name)
-                metric.update(feature, approximations, disentangled.head, batch.labels)
-        return metric

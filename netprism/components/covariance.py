@@ -10,6 +10,10 @@ from torch import Tensor
 _ROUNDING = (4 * torch.finfo(torch.float32).eps) ** 2  # variance over squared mean of what float32 takes for equal
 
 
+class ConstantFeatureError(ValueError):
+    """A feature is the same for all samples: the network has collapsed, and nothing can be said of its parts."""
+
+
 @dataclass(frozen=True)
 class Covariance:
     """How the channels of a feature vary together, at each position and over all positions, in float64.
@@ -100,11 +104,14 @@ class Covariance:
         """Returns E||x - E x||^2 of some channels, summed over feature dimensions, which has to be above 0.
 
         Raises:
-            ValueError: The variance is no more than rounding makes of a constant, or a sample is not finite.
+            ConstantFeatureError: The variance is no more than rounding makes of a constant.
+            ValueError: A sample is not finite.
         """
         variance = float(self.within[channels, channels].trace())
         if variance <= _ROUNDING * float(self.mean[channels].square().sum()):
-            raise ValueError(f"the feature is the same for all {self.count} samples; expected a variance above 0")
+            raise ConstantFeatureError(
+                f"the feature is the same for all {self.count} samples; expected a variance above 0"
+            )
         return variance
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 
 import pytest
 import pytorch_lightning as pl
@@ -47,6 +48,19 @@ def test_the_key_set_is_exact(tmp_path):
     assert set(values_of(fit(Stranger(), monitor(), folder=tmp_path))) == keys()
     without = monitor(unpack=lambda batch: (batch[0], None))
     assert set(values_of(fit(Stranger(), without, folder=tmp_path))) == keys(labels=False)
+
+
+class Collapsed(Net):
+    def forward(self, x):
+        return super().forward(0 * x)
+
+
+def test_a_collapsed_network_has_no_components_and_trains_on(tmp_path):
+    looking = monitor(layer="conv", measure_untrained=False)
+    with pytest.warns(UserWarning, match="components: no components in epoch 1 .the feature is the same for all"):
+        values = values_of(fit(Stranger(Collapsed()), looking, folder=tmp_path))
+    assert set(values) == {f"{key}/{order}" for key in ("significance", "unexplained") for order in ORDERS}
+    assert all(math.isnan(value) for value in values.values())
 
 
 @pytest.mark.parametrize("layer", ["norm", "model.norm", "fc1"])
