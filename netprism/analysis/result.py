@@ -15,8 +15,8 @@ from netprism.analysis.pictures import draw
 from netprism.callbacks import InformationDiscarding
 from netprism.callbacks._monitor import Monitor
 from netprism.figures._common import save
-from netprism.figures.profiles import layer_profiles
 from netprism.files import csv_text, write_text
+from netprism.plots import layer_profiles
 from netprism.report.analysis import write_analysis
 from netprism.report.words import meaning, split_key
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +19,10 @@ from torch import Tensor
 from netprism.checks import check_tensor
 from netprism.components.covariance import Covariance
 from netprism.components.shapley import shapley_values
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def components(approximations: Sequence[Tensor]) -> list[Tensor]:
@@ -104,6 +109,12 @@ class Components:
         return tuple(
             phi / math.sqrt(var) if var > 0 else 0.0 for phi, var in zip(self.contribution, self.variance, strict=True)
         )
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Returns a figure with each measure over the orders, and its panels."""
+        from netprism.plots import plot_numbers
+
+        return plot_numbers({"components": quantities({"train": self})})
 
 
 def components_of_sums(orders: Sequence[int], covariance: Covariance, task: Tensor | None = None) -> Components:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from netprism.components.covariance import Covariance, variance_of
 from netprism.components.reliability import reliable_readouts, round_trips
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Terms = tuple[tuple[slice, Tensor], ...]  # a sum of linear maps of some channels each
 
@@ -97,6 +102,12 @@ class Reliability:
         }
         means = {name: sum(getattr(self, name)) / len(self.orders) for name in ("reliability", "unexplained")}
         return values | means
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Returns a figure with reliability, reliable and unreliable significance over the orders, and its panels."""
+        from netprism.plots import plot_numbers
+
+        return plot_numbers({"reliability": self.quantities})
 
 
 def reliability_of_covariance(

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ from netprism.discarding.constants import ALPHA, GAUSSIAN, Method
 from netprism.discarding.layer_view import LayerView, as_images, evaluating
 from netprism.discarding.noise import optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import column_norms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Center = Literal["input", "reconstruction"]
 Draw = Callable[[], Tensor]
@@ -62,6 +66,12 @@ class ReconstructionUncertainty:
     sigma: Tensor
     ratio: Tensor
     mse: Tensor
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Returns a figure with H_i on the first eight images, the mean of the channels, and its panels."""
+        from netprism.plots import plot_maps
+
+        return plot_maps(self.entropy_map, "H of a rebuilt pixel, nats")
 
 
 def reconstruction_uncertainty(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,10 @@ from netprism.discarding.constants import ALPHA, GAUSSIAN, Method
 from netprism.discarding.layer_view import LayerView, as_images
 from netprism.discarding.noise import PRECISION, feature_change, optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import column_norms
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _GROUPS = 8  # groups of vector-Jacobian products, for the jackknife
 
@@ -52,6 +56,12 @@ class LayerDiscarding:
     ratio: Tensor
     error: Tensor
     scale: float
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Returns a figure with H_i on the first eight images, the mean of the channels, and its panels."""
+        from netprism.plots import plot_maps
+
+        return plot_maps(self.entropy_map, "H of a pixel, nats")
 
 
 @overload

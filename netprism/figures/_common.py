@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from cycler import cycler
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,30 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from netprism.files import whole_file
+from netprism.plots import COLOURS as COLOURS
+from netprism.plots import STYLE as STYLE
+from netprism.plots import panels as panels
+from netprism.plots import styled as styled
 
-P = ParamSpec("P")
-T = TypeVar("T")
 History = Sequence[Mapping[str, float]]
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: colours that the colour-blind tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 FORMATS = "NETPRISM_FIGURES"  # environment: formats of figures beside PNG
-STYLE: Any = {
-    "axes.prop_cycle": cycler(color=COLOURS), "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": "medium", "font.family": "DejaVu Sans", "font.size": 9, "image.cmap": "viridis",
-    "legend.frameon": False, "legend.fontsize": "small", "lines.linewidth": 1.4, "lines.markersize": 4,
-    "pdf.fonttype": 42, "svg.fonttype": "none",  # text stays text
-}  # fmt: skip
-
-
-def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Draws in the one style of all figures; matplotlib's own settings are as before afterwards."""
-
-    @functools.wraps(draw)
-    def in_style(*args: P.args, **kwargs: P.kwargs) -> T:
-        with rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return in_style
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -70,14 +50,6 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     with whole_file(path) as part:
         write(part)
     return path
-
-
-def panels(figure: Figure, rows: int, columns: int, count: int) -> list[Axes]:
-    """Returns the first `count` panels of a grid and removes the others."""
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[count:]:
-        axes.remove()
-    return grid[:count]
 
 
 def epoch_axis(axes: Axes) -> None:

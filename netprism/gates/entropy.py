@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ from netprism.gates.hamming import hamming, int8_product, open_counts
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
 from netprism.gates.pair_sums import PairSums, pair_sums
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Gates = Tensor | PackedGates
 Bandwidth = Literal["dim", "variance"]
@@ -97,6 +101,12 @@ class GateComplexity:
         )  # fmt: skip
         layers = {f"{what}/{layer}": value for what in of_layers for layer, value in getattr(self, what).items()}
         return {name: value for name, value in joint.items() if value is not None} | layers
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Returns a figure with each quantity over the layers, and its panels."""
+        from netprism.plots import plot_numbers
+
+        return plot_numbers({"gates": self.quantities()})
 
 
 def transformation_complexity(

@@ -12,12 +12,13 @@ from torchmetrics.utilities import dim_zero_cat
 from netprism.components.coalitions import Head, coalition_losses, is_affine, summed_losses
 from netprism.components.measures import Components, components, components_of_sums, measured_parts, quantities
 from netprism.components.shapley import EXACT_PLAYERS, all_coalitions
+from netprism.metrics._plotted import PlottedMetric
 from netprism.metrics.covariance import CovarianceState
 
 _ELEMENTS = 2**24  # numbers that are stacked at a time: 128 MiB in float64
 
 
-class ComponentMetric(CovarianceState):
+class ComponentMetric(PlottedMetric, CovarianceState):
     """Measures `netprism.components.Components` of samples that come in batches, on one rank or many.
 
     State: (2 L + 1)(2 L + 1 + D) float64 for L orders and D feature dimensions, and 2^L + 2 L + 3 sums. Memory of an

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from netprism.components.reliable_variance import Reliability, reliability_of_covariance
+from netprism.metrics._plotted import PlottedMetric
 from netprism.metrics.covariance import CovarianceState
 
 
-class ReliabilityMetric(CovarianceState):
+class ReliabilityMetric(PlottedMetric, CovarianceState):
     """Measures `netprism.components.Reliability` in one pass, from the covariance of psi, Phi and f together.
 
     The target is the first network. Cost: D^2 multiply-adds per sample and position, D = L (d + c) + c channels for L

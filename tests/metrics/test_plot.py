@@ -4,9 +4,12 @@ import pytest
 import torch
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from torch import nn
 
+from netprism import record_gates, strict_information_discarding, transformation_complexity
 from netprism.figures._common import FORMATS, save, styled
-from netprism.metrics import DiscardingMetric
+from netprism.metrics import ComponentMetric, DiscardingMetric
+from netprism.plots import plot_maps
 
 
 def test_a_metric_draws_its_quantities_over_the_layers():
@@ -23,6 +26,32 @@ def test_a_metric_draws_its_quantities_over_the_layers():
         metric.plot(ax=axes)
     with pytest.raises(ValueError, match="no number of a layer"):
         metric.plot({"whole": 1.0})
+
+
+def test_results_draw_themselves_over_layers_over_orders_and_as_maps():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    x = torch.randn(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), record_gates(net) as gates:
+        net(x)
+    complexity = transformation_complexity(gates.packed, torch.arange(9) % 3)
+    _, axes = complexity.plot()
+    entropy = next(each for each in axes if each.get_title() == "entropy")
+    assert list(entropy.lines[0].get_ydata()) == pytest.approx(list(complexity.entropy.values()))
+    found = strict_information_discarding(net, "2", x, num_vjps=2)
+    figure, axes = found.plot()
+    assert len(axes) == 8
+    shown = torch.tensor(axes[1].images[0].get_array().data)
+    torch.testing.assert_close(shown, found.entropy_map[1].mean(0))
+    assert figure.axes[-1].get_ylabel() == "H of a pixel, nats"
+    metric = ComponentMetric([4, 7])
+    f = x.flatten(1)
+    metric.update(f, [f.roll(1, 1), 0.9 * f])
+    for draws in (metric, metric.components()):
+        significance = next(each for each in draws.plot()[1] if each.get_title() == "significance")
+        assert list(significance.lines[0].get_ydata()) == pytest.approx(metric.components().significance)
+        assert [label.get_text() for label in significance.get_xticklabels()] == ["4", "7"]
+    with pytest.raises(ValueError, match=r"maps have shape \(9, 64\); expected \(N, C, H, W\)"):
+        plot_maps(f, "")
 
 
 def test_vector_formats_lie_beside_the_png(tmp_path, monkeypatch):
