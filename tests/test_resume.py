@@ -9,13 +9,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from pytorch_lightning.callbacks import Checkpoint
 from third_party_modules import Net, Stranger, loaders
 from torch.multiprocessing import ProcessRaisedException
 
 from netprism.callbacks import ComplexityPenalty, ExactResume, GatingEntropy, InformationDiscarding, KnowledgePoints
 from netprism.callbacks.training.exact_resume import random_state
-from netprism.datamodules import Digits
+from netprism.datamodules import Digits, ImageFolder
 from netprism.lightning_modules import (
     Classifier,
     Disentangler,
@@ -189,6 +190,40 @@ def test_goes_on_within_an_epoch_whatever_the_trainer(epoch, batch, options, tmp
     expected = fit("draws", tmp_path / "whole", **options)
     assert fit("draws", tmp_path / "half", Interrupt(tmp_path / "half.ckpt", epoch, batch), **options) is None
     assert_same(fit("draws", tmp_path / "half", ckpt_path=tmp_path / "half.ckpt", **options), expected)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A data module of 24 training and 8 test files of noise, in two classes, varied at random and read by a worker."""
+    noise = np.random.default_rng(0)
+    for number in range(32):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (12, 12), np.uint8)).save(path)
+    options = {"image_size": 8, "grayscale": True, "val_fraction": 0.25, "augment": True, "num_workers": 1}
+    return functools.partial(ImageFolder, str(tmp_path / "images"), **options)
+
+
+def test_files_go_on_within_an_epoch(tmp_path, files):
+    files = functools.partial(files, batch_size=8)
+    expected = fit("draws", tmp_path / "whole", data=files)
+    assert fit("draws", tmp_path / "half", Interrupt(tmp_path / "half.ckpt", 1, 0), files) is None
+    assert_same(fit("draws", tmp_path / "half", data=files, ckpt_path=tmp_path / "half.ckpt"), expected)
+
+
+def test_two_processes_train_on_files_as_one(tmp_path, files):
+    found = []
+    for processes in ({"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}):
+        torch.manual_seed(0)
+        module = Classifier(MLP((64, 12, 2)), optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[GatingEntropy()], **quiet, **processes)
+        trainer.fit(module, files(batch_size=8 // processes["devices"]))
+        found.append({**trainer.callback_metrics, **module.state_dict()})
+    one, two = found
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
 def test_without_it_lightning_does_not(tmp_path, monkeypatch):
