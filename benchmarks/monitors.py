@@ -27,6 +27,7 @@ from netprism.lightning_modules import Classifier
 from netprism.nets import ResNet
 
 BATCH, EPOCH = 128, 50_000
+LAYERS = ["layer1", "layer2", "layer3"]
 
 
 def seconds(device):
@@ -120,16 +121,16 @@ def operators_of_a_step(net):
     return counted.calls
 
 
-def measured_every_epoch(images_to_train_on, epochs, components, device):
+def measured_every_epoch(images_to_train_on, epochs, names, device):
     train, test = images(5000, seed=0), images(2000, seed=1)
-    monitors = [
-        GatingEntropy(train_data=train, test_data=test),
-        InformationDiscarding(test_data=test),
-        KnowledgePoints(["layer1", "layer2", "layer3"], every_n_epochs=1, train_data=train),
-    ]
-    if components:
-        given = {"train_data": train, "test_data": test, "measure_untrained": True}
-        monitors.append(FeatureComponents("layer3", every_n_epochs=epochs, **given))
+    given = {"train_data": train, "test_data": test, "measure_untrained": True}
+    made = {
+        "gates": lambda: GatingEntropy(**given),
+        "discarding": lambda: InformationDiscarding(**given),
+        "knowledge": lambda: KnowledgePoints(LAYERS, train_data=train),
+        "components": lambda: FeatureComponents("layer3", every_n_epochs=epochs, **given),
+    }
+    monitors = [made[name]() for name in names]
     watch, net = Stopwatch(monitors, device), ResNet(20)
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator=device.type, devices=1, callbacks=[watch, *monitors], limit_val_batches=0,
@@ -144,14 +145,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000, help="to train on")
     parser.add_argument("--epochs", type=int, default=4, help="the first one is not counted")
-    parser.add_argument("--components", action="store_true", help="FeatureComponents, too: ten minutes more")
+    parser.add_argument("--monitors", default="gates,discarding,knowledge", help="components, too: ten minutes more")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("skipped, no GPU: torch.cuda.is_available() is False")
         return
-    watch, net = measured_every_epoch(options.images, options.epochs, options.components, device)
+    watch, net = measured_every_epoch(options.images, options.epochs, options.monitors.split(","), device)
     step, forward = statistics.median(watch.steps[1:]), forward_seconds(net, device)
     epoch, calls = step * EPOCH / BATCH, operators_of_a_step(net) * EPOCH / BATCH
     where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
@@ -164,9 +165,8 @@ def main():
         share, part, mib = spent / epoch, watch.operators[name] / calls, watch.memory[name] / 2**20
         cells = f"{spent:.2f} | {spent / forward:.0f} | {watch.operators[name]} | {share:.1%} | {part:.1%}"
         print(f"| {name} | {cells} | {f'{mib:.0f}' if device.type == 'cuda' else ''} |")
-    default = {"gates": 1, "discarding": 1, "knowledge": KnowledgePoints(["layer1"]).every_n_epochs}
-    share = sum(taken[name] / n for name, n in default.items()) / epoch
-    part = sum(watch.operators[name] / n for name, n in default.items()) / calls
+    usual = [name for name in taken if name != "components"]
+    share, part = sum(taken[name] for name in usual) / epoch, sum(watch.operators[name] for name in usual) / calls
     print(f"| together, with the defaults | | | | {share:.1%} | {part:.1%} | |")
 
 

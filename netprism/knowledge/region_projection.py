@@ -98,7 +98,7 @@ class RegionLosses:
     ) -> None:
         groups, size, regions, _ = matches.rows.shape
         d, device = samples.shape[1], samples.device
-        self.align_weight, self.kappa_max, self.count = align_weight, kappa_max, groups * size
+        self.kappa_max, self.count = kappa_max, groups * size
         within = similarity[matches.samples[:, :, None], matches.samples[:, None]]
         self.own = torch.eye(size, dtype=torch.bool, device=device)
         log_p = (similarity_kappa * within).masked_fill(self.own, -torch.inf).log_softmax(dim=1)
@@ -106,6 +106,7 @@ class RegionLosses:
         self.negentropy = torch.special.xlogy(self.p, self.p).sum()
         self.w = importance[matches.samples].view(-1, 1, regions)  # (G B, 1, R)
         self.pull = self.w * F.normalize(samples, dim=1)[matches.samples].view(-1, d, 1)  # w g / ||g||, (G B, d', R)
+        self.aligned = self.pull * (-align_weight / self.count)  # the slope of alpha L_align in the directions
         # The place of coordinate k of a matched region among the numbers of (G B, d', R).
         first = size * torch.arange(groups, device=device, dtype=torch.int32).view(-1, 1, 1, 1)
         sample, region = first + matches.rows // regions, matches.rows % regions
@@ -132,13 +133,13 @@ class RegionLosses:
         a = (weight * o).view(count, 1, d * regions)
         matched = o.view(-1).index_select(0, self.places).view(count, d * regions, -1)
         evidence = torch.baddbmm((self.w * log_c).sum(dim=2, keepdim=True), a, matched).view_as(self.p)
-        log_q = evidence.masked_fill(self.own, -torch.inf).log_softmax(dim=1)
-        similar = (self.negentropy - (self.p * log_q.masked_fill(self.own, 0)).sum()) / self.count
+        log_q = evidence.masked_fill(self.own, -1e30).log_softmax(dim=1)  # finite, since 0 inf is NaN
+        similar = (self.negentropy - (self.p * log_q).sum()) / self.count
         align = -(self.pull * o).sum() / self.count
 
         error = ((log_q.exp() - self.p) / self.count).view(count, -1, 1)
         along_a = torch.bmm(matched, error).view_as(o)
-        along_o = torch.addcmul(self.pull * (-self.align_weight / self.count), weight, along_a)
+        along_o = torch.addcmul(self.aligned, weight, along_a)
         pulls = a.transpose(1, 2) * error.transpose(1, 2)
         along_o.view(-1).index_add_(0, self.places, pulls.view(-1))
         of_kappa = (along_a * o).sum(dim=1, keepdim=True) * kappa_slope
