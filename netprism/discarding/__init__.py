@@ -6,6 +6,7 @@ Q. Zhang as "Quantification and Analysis of Layer-wise and Pixel-wise Informatio
 https://arxiv.org/abs/1906.04109.
 """
 
+from netprism.discarding.auto_encoder import AutoEncoder
 from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.decoder import Decoder
@@ -15,6 +16,7 @@ from netprism.discarding.sensitivity import feature_scale
 from netprism.discarding.sid import LayerDiscarding, strict_information_discarding
 
 __all__ = [  # in reading order
+    "AutoEncoder",
     "Decoder",
     "LayerDiscarding",
     "LayerView",
