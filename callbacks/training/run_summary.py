@@ -32,6 +32,10 @@ class RunSummary(Callback):
     is said.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock: an epoch that is resumed within has no start of its own."""
+        self._begin = time.monotonic()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts the clock of the epoch's line."""
         self._begin = time.monotonic()
