@@ -12,6 +12,7 @@ from types import FrameType
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 LIBRARIES = tuple(f"{Path(sysconfig.get_path(name)).resolve()}/" for name in ("stdlib", "purelib", "platlib"))
 DEAD_WORKER = r"DataLoader worker .*(killed|exited unexpectedly)"  # torch's two ways to say it
+FULL_MEMORY = r"(?s).*(shared memory|unable to (write to|open|mmap|allocate).*</?torch_)"  # what workers hand over in
 LONGEST = 600  # characters of a library's message
 
 
@@ -41,6 +42,9 @@ def users_error(error: BaseException) -> Exception | None:
             return link
         if isinstance(link, RuntimeError) and re.match(DEAD_WORKER, str(link)):
             return RuntimeError(f"{link} It may have been out of memory; data.num_workers=0 loads without workers.")
+        if isinstance(link, RuntimeError) and re.match(FULL_MEMORY, str(link)):
+            why = str(link).strip().splitlines()[-1].strip()
+            return RuntimeError(f"/dev/shm may be full ({why}); data.num_workers=0 loads without workers")
     frames = [frame for link in chain for frame in _frames(link)]
     if not frames or has_trained(frames) or not all(_is_netprism(f) or _is_library(f) for f in frames):
         return None

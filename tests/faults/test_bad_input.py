@@ -161,3 +161,13 @@ def test_a_loader_worker_that_was_killed_is_told():
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     assert "data.num_workers=0" in str(users_error(caught.value))
+
+
+def test_a_full_shared_memory_is_told_in_one_line():
+    said = "unable to write to file </torch_12_34_0>: No space left on device (28)"
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError(
+            f"Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback:\n  ...\nRuntimeError: {said}\n"
+        )
+    line = f"/dev/shm may be full (RuntimeError: {said}); data.num_workers=0 loads without workers"
+    assert str(users_error(caught.value)) == line

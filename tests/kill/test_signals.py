@@ -23,6 +23,7 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", *CPU]
 def at_a_desk(tmp_path, monkeypatch):
     environment_of_a_desk(monkeypatch, tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so its children
 
 
 def start(folder, *args, before=()):
