@@ -208,9 +208,10 @@ class View:
             self.network, self._ran(data), min(TRIED, len(data.batches[0])), dims=4 if kind == "maps" else None
         )
         if not found:
-            listed = ", ".join(layer_names(self.model, self.network)[:20])
+            listed = ", ".join(name for name in layer_names(self.model, self.network)[:20] if name)
             raise ValueError(
-                f"{self.name}: layers is None; expected {'maps' if kind == 'maps' else 'layers'}: {listed}"
+                f"{self.name}: layers is None; expected {'maps' if kind == 'maps' else 'layers'}: "
+                f"{listed or f'{type(self.network).__name__} has none in it'}"
             )
         rank_zero_info(f"{self.name}: layers={found}, the outermost blocks of {type(self.network).__name__}")
         return found
@@ -243,7 +244,7 @@ class View:
         Raises:
             TypeError: There is no floating tensor.
         """
-        if isinstance(batch.inputs, Tensor) and input_layer is None:
+        if isinstance(batch.inputs, Tensor) and batch.inputs.is_floating_point() and input_layer is None:
             return [(self.model, batch.inputs)]
         layer = None if input_layer is None else find_layer(self.model, input_layer, self.network)
         tensors = tensors_of(batch.inputs)

@@ -98,7 +98,8 @@ def outermost_blocks(
     if len(chosen) < 2:
         last = order[-1] if order else None
         output = next((m for m in reversed(order) if m is not network and not _parts(m, ran)), last)
-        leaves = [m for m in order if m in usable and not _parts(m, ran) and _size(m) and m is not output]
+        inner = [m for m in order if m in usable and m is not network and not _parts(m, ran)]
+        leaves = [m for m in inner if _size(m) and m is not output]
         chosen = chosen if len(chosen) > len(leaves) else leaves
     return [ran[m].name for m in evenly(chosen, most)]
 

@@ -7,6 +7,8 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
+from pytorch_lightning.demos.boring_classes import BoringModel, RandomDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDiscarding, KnowledgePoints
 
@@ -138,3 +140,39 @@ def test_totals_only(tmp_path):
     assert "gates/entropy" in trainer.callback_metrics
     assert not [key for key in trainer.callback_metrics if key.count("/") > 1]
     assert "entropy/0.1" in monitor.history[-1]
+
+
+class Words(pytorch_lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+
+    def forward(self, words):
+        return self.net(words)
+
+    def training_step(self, batch):
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("module", "data", "line"),
+    [
+        (
+            Words,
+            TensorDataset(torch.arange(24).view(8, 3) % 9),
+            r"inputs are .*; expected a floating tensor, or input_layer=",
+        ),
+        (BoringModel, RandomDataset(32, 8), "layers is None; expected layers: Linear has none in it"),
+    ],
+)
+def test_one_line_says_what_to_write(tmp_path, module, data, line):
+    looking = InformationDiscarding(num_images=4, num_scale_images=4, num_vjps=1)
+    trainer = pytorch_lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[looking], default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"^discarding: {line}"):
+        trainer.fit(module(), DataLoader(data, 4))
