@@ -36,8 +36,8 @@ class KnowledgePoints(Monitor):
     | `knowledge/ratio/<layer>` | reliable / all, NaN where there is none | 1 | 0 to 1 | higher |
     | `knowledge/strength_uncertainty_corr` | Pearson's, ||g|| and softened output's entropy | 1 | -1 to 1 | lower |
 
-    At the end of the training, `<log_dir>/figures` gets curves of the counts, knowledge points outlined on images,
-    regional features per layer with an ellipsoid per class, and a film of the epochs.
+    At the end of the training, `<log_dir>/figures` gets curves of the counts, knowledge points outlined on images, the
+    reliable ones followed from layer to layer, regional features with an ellipsoid per class, and a film of the epochs.
 
     Cost per measurement and layer, N images of R regions with K channels in groups of B = `num_compared` + 1: K N B R^2
     multiply-adds to compare regions, distributed over the ranks, and about 50 N B R for each of 15 to 60 evaluations of

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
@@ -72,7 +73,7 @@ def draw(
     folder: Path,
     name: str = "knowledge",
 ) -> list[Path]:
-    """Draws all figures: `<name>_points.png`, `_ellipsoids.png`, `_regions.png`, `_film_<layer>.gif`, ...
+    """Draws all figures: `<name>_points.png`, `_ellipsoids.png`, `_regions.png`, `_layers.png`, a film per layer.
 
     Args:
         history: Rows with the epoch and the logged values.
@@ -85,6 +86,8 @@ def draw(
     paths = [save(curves(history, list(frames[-1]["layers"]), len(frames[-1]["names"])), folder / f"{name}_points.png")]
     if images is not None and last:
         paths.append(save(outlines(images, last), folder / f"{name}_regions.png"))
+    if len(last) > 1 and (lines := along_layers(frames[-1], last))[0].numel():
+        paths.append(save(followed(list(last), *lines), folder / f"{name}_layers.png"))
     return paths + draw_projected(frames, folder, name)
 
 
@@ -170,6 +173,48 @@ def ellipsoids(frame: Frame) -> Figure:
     figure.suptitle(f"regional features, epoch {when}; arrows: directions of the classes", fontsize="medium")
     handles = [Line2D([], [], color=colormaps["tab10"](i % 10), label=name) for i, name in enumerate(shown)]
     figure.legend(handles=handles, loc="lower center", ncols=columns, title="class")
+    return figure
+
+
+def along_layers(
+    frame: Frame, last: Mapping[str, tuple[tuple[int, int], KnowledgePointCounts]]
+) -> tuple[Tensor, Tensor]:
+    """Follows the regions that are reliable knowledge points in the last layer through the layers before it.
+
+    Where a layer has finer regions, the mean of those inside a region of the last layer is taken.
+
+    Args:
+        frame: Projected regional features of some images.
+        last: Layer -> rows and columns of its regions, and knowledge points.
+
+    Returns:
+        Cosine with the direction of the true class, and strength, of each region in each layer, `(L, r)` both.
+
+    Source: Li et al. 2021, figure 4, https://arxiv.org/abs/2111.03505.
+    """
+    *_, (sides, found) = last.values()
+    maps, labels = [], torch.empty(0, dtype=torch.int64)
+    for layer, ((rows, columns), _) in last.items():
+        h = frame["layers"][layer]["points"].float().view(-1, rows, columns, 3)
+        labels = frame["layers"][layer]["labels"].view(len(h), -1)[:, 0]
+        maps.append(F.adaptive_avg_pool2d(h.permute(0, 3, 1, 2), sides).flatten(2).transpose(1, 2))
+    regions = torch.stack(maps)  # (L, N, R, 3)
+    towards = F.cosine_similarity(regions, frame["directions"].float()[labels][:, None], dim=3)
+    chosen = found.reliable[: len(labels)].cpu()
+    return towards[:, chosen], regions.norm(dim=3)[:, chosen]
+
+
+@styled
+def followed(layers: Sequence[str], towards: Tensor, strengths: Tensor) -> Figure:
+    """Draws the same regions from layer to layer, a thin line each and their mean; see `along_layers`."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    titles = "cosine with the direction of the class", "strength"
+    for axes, values, title in zip(panels(figure, 1, 2, 2), (towards, strengths), titles, strict=True):
+        axes.plot(values.numpy(), color="0.6", linewidth=0.4, alpha=0.5)
+        axes.plot(values.mean(1).numpy(), color=RIGHT, marker="o", linewidth=2, label="mean")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xticks(range(len(layers)), layers)
+    figure.suptitle(f"{towards.shape[1]} regions that are reliable knowledge points in {layers[-1]}", fontsize="medium")
     return figure
 
 

@@ -221,8 +221,9 @@ def test_figures(tmp_path):
     fit(Stranger(), KnowledgePoints(LAYERS, **SHORT), folder=tmp_path)
     names = {path.name for path in figures_of(tmp_path).iterdir()}
     assert names == {
-        "knowledge_points.png", "knowledge_ellipsoids.png", "knowledge_regions.png", "plotly.min.js",
+        "knowledge_points.png", "knowledge_ellipsoids.png", "knowledge_regions.png", "knowledge_layers.png",
         "knowledge_film_conv.gif", "knowledge_film_conv.html", "knowledge_film_fc1.gif", "knowledge_film_fc1.html",
+        "plotly.min.js",
     }  # fmt: skip
 
 

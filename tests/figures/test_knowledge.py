@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from netprism.figures.knowledge import boundary, draw, ellipsoid, frame
-from netprism.knowledge.points import knowledge_points
+from netprism.figures.knowledge import along_layers, boundary, draw, ellipsoid, frame
+from netprism.knowledge.points import KnowledgePointCounts, knowledge_points
 
 
 def test_an_ellipsoid_is_one_standard_deviation_away():
@@ -57,3 +57,17 @@ def test_everything_is_drawn_also_in_two_dimensions(tmp_path, channels, dimensio
         "knowledge_film_layer1.0.gif", "knowledge_film_layer1.0.html",
     ]  # fmt: skip
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_reliable_regions_are_followed_from_finer_layers_on():
+    fine = torch.zeros(2, 16, 3)  # two images of 4 x 4 regions; in the last layer 2 x 2
+    fine[0, [0, 1, 4, 5], 0] = torch.tensor([1.0, 1.0, 1.0, 5.0])
+    fine[0, [2, 3, 6, 7], 1] = 3.0
+    coarse = torch.tensor([[[4.0, 0, 0], [0, 4.0, 0], [0, 0, 1], [1, 1, 0]]]).repeat(2, 1, 1)
+    labels = torch.tensor([0, 1])
+    made = frame(0, {"fine": fine, "coarse": coarse}, labels, torch.eye(3)[:2], ["cat", "dog"])
+    reliable = torch.tensor([[True, True, False, False], [False, True, False, False]])
+    counts = KnowledgePointCounts(reliable, reliable, reliable.long(), reliable.float())
+    towards, strengths = along_layers(made, {"fine": ((4, 4), counts), "coarse": ((2, 2), counts)})
+    torch.testing.assert_close(towards, torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]))
+    torch.testing.assert_close(strengths, torch.tensor([[2.0, 3.0, 0.0], [4.0, 4.0, 4.0]]))
