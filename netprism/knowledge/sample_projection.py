@@ -283,7 +283,9 @@ def rank_zero_rows() -> slice:
 
 def lbfgs(parameters: list[nn.Parameter], steps: int = 200) -> LBFGS:
     """The optimiser for a projection of a single batch: some hundreds of parameters and no noise in the gradient."""
-    return LBFGS(parameters, steps, tolerance=1e-7)  # of KL: 1e-9 takes twice as many evaluations for .0001 nats less
+    # On digits and photographs 1e-9 ends 1e-6 to 5e-6 nats lower, after 220 evaluations instead of 180 to 210. With
+    # 1e-6 half the evaluations do, but the correlation of strength and entropy is weaker by .001 to .006.
+    return LBFGS(parameters, steps, tolerance=1e-7)
 
 
 def rotation_onto(points: Tensor, reference: Tensor) -> Tensor:
