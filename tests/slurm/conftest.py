@@ -89,10 +89,10 @@ class Slurm:
             assert time.monotonic() < end, f"no {what} after {seconds} s; {self('squeue')}{self.logs()}"
             time.sleep(0.1)
 
-    def wait_for_end(self, job: str) -> dict[str, str]:
+    def wait_for_end(self, job: str, seconds: float = TIMEOUT) -> dict[str, str]:
         """Waits until a job is over, and returns what Slurm knows of it."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        self.wait_for(lambda: self.job(job)["JobState"] in over, f"end of job {job}")
+        self.wait_for(lambda: self.job(job)["JobState"] in over, f"end of job {job}", seconds)
         return self.job(job)
 
     def logs(self) -> str:

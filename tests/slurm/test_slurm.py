@@ -39,6 +39,7 @@ trainer:
 EPOCHS = 150  # some five seconds
 LONG = (f"--trainer.max_epochs={EPOCHS}", "--trainer.callbacks=null", "--trainer.limit_val_batches=1")
 TWO_TASKS = ("--nodes=2", "--gpus=0", "--time=10")
+TIMEOUT = 120  # seconds; a study starts three processes one after the other
 ONE_TASK = ("--nodes=1", "--gpus=0", "--time=10")
 
 
@@ -168,7 +169,7 @@ def test_a_study_is_an_array_whose_failed_task_stops_no_other_and_is_named(desk)
     (desk.folder / "mine.yaml").write_text(STUDY)
     said = desk(sys.executable, "-m", "netprism", "slurm", "--study", "mine.yaml", "--gpus=0", "--time=10")
     array, table = jobs_in(said)
-    assert desk.wait_for_end(table)["JobState"] == "FAILED", desk.logs()
+    assert desk.wait_for_end(table, 2 * TIMEOUT)["JobState"] == "FAILED", desk.logs()
     states = [desk.job(f"{array}_{number}")["JobState"] for number in range(3)]
     assert states == ["COMPLETED", "FAILED", "COMPLETED"]
     assert "failed   model.optimizer.init_args.lr=-1 seed=0: Invalid learning rate: -1.0" in log_of(desk, table)
@@ -195,7 +196,7 @@ def test_a_task_of_an_array_goes_back_alone(desk):
     desk.wait_for(lambda: desk.job(last)["JobState"] == "RUNNING", "second task")
     desk.wait_for(lambda: len(list(desk.folder.glob("runs/tiny/*/checkpoints/last.ckpt"))) == 2, "second checkpoint")
     desk("scancel", "--signal=USR1", last)
-    assert desk.wait_for_end(table)["JobState"] == "COMPLETED", desk.logs()
+    assert desk.wait_for_end(table, 2 * TIMEOUT)["JobState"] == "COMPLETED", desk.logs()
     assert [desk.job(f"{array}_{number}")["Restarts"] for number in (0, 1)] == ["0", "1"]
 
 
