@@ -10,13 +10,20 @@ import pytest
 import torch
 
 DEVICE = torch.device(os.environ.get("NETPRISM_DEVICE", "cuda"))
+HAS_DEVICE = DEVICE.type != "cuda" or torch.cuda.is_available()
 ROWS = pytest.StashKey[list[tuple[str, str]]]()
+
+
+def pytest_collection_modifyitems(config):
+    """Ends `make test-gpu` in one line, and not in one per test."""
+    if config.getoption("markexpr") == "gpu" and not HAS_DEVICE:
+        pytest.exit("skipped, no GPU: torch.cuda.is_available() is False", returncode=0)
 
 
 @pytest.fixture
 def device():
     """The device of the tests, with full float32 products (TF32 has three digits) and the same kernels each time."""
-    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+    if not HAS_DEVICE:
         pytest.skip("no GPU: torch.cuda.is_available() is False")
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cudnn.deterministic, matmul.allow_tf32
