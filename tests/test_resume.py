@@ -216,7 +216,12 @@ def test_two_processes_train_on_files_as_one(tmp_path, files):
     for processes in ({"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}):
         torch.manual_seed(0)
         module = Classifier(MLP((64, 12, 2)), optimizer=functools.partial(torch.optim.SGD, lr=0.1))
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "default_root_dir": tmp_path,
+        }
         trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[GatingEntropy()], **quiet, **processes)
         trainer.fit(module, files(batch_size=8 // processes["devices"]))
         found.append({**trainer.callback_metrics, **module.state_dict()})
