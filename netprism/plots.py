@@ -10,10 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+import torch
 from cycler import cycler
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 P = ParamSpec("P")
@@ -101,6 +104,68 @@ def plot_maps(maps: Tensor, label: str) -> tuple[Figure, list[Axes]]:
         axes.set_axis_off()
     figure.colorbar(picture, ax=drawn, label=label)
     return figure, drawn
+
+
+@styled
+def plot_states(states: Tensor, names: Sequence[str], colours: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Draws in which of a few states the places of the first eight images are.
+
+    Args:
+        states: Numbers 0, 1, ... of the states, `(N, H, W)`.
+        names: Name of each state, for the legend.
+        colours: Its colour.
+
+    Returns:
+        The figure, and one panel per image.
+
+    Raises:
+        ValueError: There is no image.
+    """
+    if states.dim() != 3 or not len(states):
+        raise ValueError(f"states have shape {tuple(states.shape)}; expected (N, H, W), N >= 1")
+    shown = states[:MOST_IMAGES].cpu().numpy()
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.7 * columns, 1.8 * rows + 0.4), layout="constrained")
+    drawn = panels(figure, rows, columns, len(shown))
+    for number, (axes, values) in enumerate(zip(drawn, shown, strict=True)):
+        axes.imshow(values, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+        axes.set_title(f"image {number}")
+        axes.set_axis_off()
+    patches = [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(names))
+    return figure, drawn
+
+
+@styled
+def plot_directions(points: Tensor, groups: Tensor, names: Sequence[str] | None = None) -> tuple[Figure, list[Axes]]:
+    """Draws vectors in the plane in which they differ most, coloured by group; the cross is the origin.
+
+    Args:
+        points: Vectors `(N, d)`, d >= 2.
+        groups: Group of each, 0, 1, ..., `(N,)`.
+        names: Names of the groups.
+
+    Returns:
+        The figure, and its panel.
+
+    Raises:
+        ValueError: These are no vectors.
+    """
+    if points.dim() != 2 or points.shape[1] < 2 or not len(points):
+        raise ValueError(f"points have shape {tuple(points.shape)}; expected (N, d), N >= 1, d >= 2")
+    rows = points.detach().double().cpu()
+    _, _, axes_of = torch.linalg.svd(rows, full_matrices=False)
+    plane = (rows @ axes_of[:2].T).numpy()
+    figure = Figure(figsize=(4.6, 4), layout="constrained")
+    axes = figure.subplots()
+    for number, colour in zip(groups.unique().tolist(), COLOURS * len(rows), strict=False):
+        of = (groups == number).cpu().numpy()
+        axes.scatter(*plane[of].T, s=8, color=colour, label=str(number if names is None else names[number]))
+    axes.plot(0, 0, "+", color="black", markersize=9)
+    axes.set(xlabel="first axis of g", ylabel="second axis of g", aspect="equal")
+    figure.legend(loc="outside right upper", title="category")
+    return figure, [axes]
 
 
 @styled

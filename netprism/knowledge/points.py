@@ -5,12 +5,18 @@ Source: Li et al. 2021, section 3.4, https://arxiv.org/abs/2111.03505.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from netprism.checks import check_labels, check_number
 from netprism.knowledge.mixture import log_posterior
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,23 @@ class KnowledgePointCounts:
     def ratio(self) -> float:
         """Reliable knowledge points / knowledge points, in [0, 1]; NaN where there are none."""
         return self.reliable_points / self.points if self.points else float("nan")
+
+    def plot(self) -> tuple[Figure, list[Axes]]:
+        """Draws which regions of the first eight images are knowledge points, and for which class they decide.
+
+        Regions lie in a square where their number is one, otherwise in a row.
+
+        Returns:
+            The figure, and one panel per image.
+        """
+        from netprism.plots import COLOURS, plot_states
+
+        images, regions = self.mask.shape
+        side = math.isqrt(regions)
+        grid = (side, side) if side**2 == regions else (1, regions)
+        states = (self.mask.int() + self.reliable.int()).view(images, *grid)
+        names = ("none", "for a wrong class", "for the right class")
+        return plot_states(states, names, ("#E5E5E5", COLOURS[1], COLOURS[0]))
 
 
 def knowledge_points(

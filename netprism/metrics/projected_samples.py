@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from netprism.knowledge.sample_projection import divergence, output_entropy, strength_correlation
+from netprism.plots import plot_directions
 
 
 class ProjectedSamples(Metric):
@@ -63,3 +67,24 @@ class ProjectedSamples(Metric):
         correlation = rows.new_tensor(strength_correlation(g.norm(dim=1), entropies))
         values = {"KL": divergences.mean(), "strength_uncertainty_corr": correlation}
         return {**values, "g": g, "categories": categories.long()}
+
+    def plot(
+        self, val: Mapping[str, Tensor] | None = None, ax: Axes | None = None, names: Sequence[str] | None = None
+    ) -> tuple[Figure, list[Axes]]:
+        """Draws g in the plane in which it differs most, coloured by category: far from the cross is certain.
+
+        Args:
+            val: What `compute` has returned; None to compute it.
+            ax: Refused: the legend stands beside the panel.
+            names: Names of the categories.
+
+        Returns:
+            The figure, and its panel.
+
+        Raises:
+            ValueError: `ax` is given.
+        """
+        if ax is not None:
+            raise ValueError("ax is given; expected None, since the legend stands beside the panel")
+        found = self.compute() if val is None else val
+        return plot_directions(found["g"], found["categories"], names)

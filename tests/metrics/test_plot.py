@@ -8,7 +8,8 @@ from torch import nn
 
 from netprism import record_gates, strict_information_discarding, transformation_complexity
 from netprism.figures._common import FORMATS, save, styled
-from netprism.metrics import ComponentMetric, DiscardingMetric
+from netprism.knowledge.points import KnowledgePointCounts
+from netprism.metrics import ComponentMetric, DiscardingMetric, ProjectedSamples
 from netprism.plots import plot_maps
 
 
@@ -64,3 +65,23 @@ def test_vector_formats_lie_beside_the_png(tmp_path, monkeypatch):
     monkeypatch.setenv(FORMATS, "eps")
     with pytest.raises(ValueError, match="NETPRISM_FIGURES is 'eps'; expected pdf, svg"):
         save(figure, tmp_path / "b.png")
+
+
+def test_knowledge_points_are_drawn_where_they_are():
+    mask = torch.tensor([[True, True, False, False], [False, False, False, True]])
+    reliable = mask & torch.tensor([True, False, False, True])
+    _, axes = KnowledgePointCounts(mask, reliable, mask.long(), mask.float()).plot()
+    assert [each.get_title() for each in axes] == ["image 0", "image 1"]
+    assert axes[0].images[0].get_array().tolist() == [[2, 1], [0, 0]]
+    assert axes[1].images[0].get_array().tolist() == [[0, 0], [0, 2]]
+
+
+def test_projected_samples_are_drawn_by_category():
+    metric = ProjectedSamples()
+    metric.update(torch.eye(3)[:2] * 3, torch.full((2, 2), 0.5).log(), torch.tensor([[0.9, 0.1], [0.2, 0.8]]))
+    figure, (axes,) = metric.plot(names=["cat", "dog"])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cat", "dog"]
+    assert sorted(torch.tensor(points.get_offsets()).norm().item() for points in axes.collections) == [3, 3]
+    with pytest.raises(ValueError, match="ax is given; expected None"):
+        metric.plot(ax=axes)
