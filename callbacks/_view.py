@@ -244,8 +244,8 @@ class View:
         Raises:
             TypeError: There is no floating tensor.
         """
-        if isinstance(batch.inputs, Tensor) and batch.inputs.is_floating_point() and input_layer is None:
-            return [(self.model, batch.inputs)]
+        if isinstance(batch.inputs, Tensor) and input_layer is None and batch.inputs.dtype != torch.int64:
+            return [(self.model, batch.inputs)]  # bytes, too: SID says what it wants of images
         layer = None if input_layer is None else find_layer(self.model, input_layer, self.network)
         tensors = tensors_of(batch.inputs)
         rows = len(tensors[0]) if tensors else 1

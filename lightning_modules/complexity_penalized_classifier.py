@@ -23,6 +23,7 @@ class ComplexityPenalizedClassifier(Classifier):
         num_classes: See `Classifier`.
         optimizer: See `Classifier`.
         scheduler: See `Classifier`.
+        auxiliary_weight: See `Classifier`.
         weight: Weight of the complexity, a sum over layers in nats.
         penalty: Other options of `netprism.callbacks.ComplexityPenalty`, such as `layers`.
 
@@ -35,10 +36,11 @@ class ComplexityPenalizedClassifier(Classifier):
         num_classes: int | None = None,
         optimizer: OptimizerCallable = optim.Adam,
         scheduler: LRSchedulerCallable | None = None,
+        auxiliary_weight: float | None = None,
         weight: float = 1e-3,
         **penalty: Any,
     ) -> None:
-        super().__init__(net, num_classes, optimizer, scheduler)
+        super().__init__(net, num_classes, optimizer, scheduler, auxiliary_weight)
         self.penalty = ComplexityPenalty(weight, **penalty)
 
     def configure_callbacks(self) -> list[Callback]:

@@ -90,7 +90,7 @@ def test_long_waits_are_announced_before_they_begin():
             ],
         ),
         (["fit", "--config", "quickstrat"], ["'quickstrat'", "close: quickstart;", "gates/mnist_lenet"]),
-        (["fit", "--config", "resnet20"], ["close: classify/cifar10_resnet20,"]),
+        (["fit", "--config", "resnet20"], ["close: all/cifar10_resnet20, classify/cifar10_resnet20,"]),
         (["fit", "--config", "quickstart", "--trainer.max_epoch=3"], ["--trainer.max_epoch=3", "--trainer.max_epochs"]),
         (["fit", "--config", "quickstart", "--trainer.max_epochs=abc"], ["trainer.max_epochs", "abc"]),
         (["fit", "--config", "quickstart", "--data.init_args.bach_size=3"], ["bach_size"]),

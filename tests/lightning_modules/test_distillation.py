@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_the_formula_and_only_the_student_and_the_map_learn(
         entropy = F.cross_entropy(student(images), labels)
     before = {name: p.clone() for name, p in distillation.named_parameters()}
     run = trainer(tmp_path, epochs=1)
-    run.fit(distillation, batches(64, 64), batches(64, 64))
+    run.fit(distillation, batches(16), batches(16))
     logged = {key: float(value) for key, value in run.callback_metrics.items()}
     assert logged["train/loss/conv"] == pytest.approx(float(feature), rel=1e-5)
     assert logged["train/loss/output"] == pytest.approx(float(divergence), rel=1e-4)
