@@ -161,7 +161,9 @@ def plot_directions(points: Tensor, groups: Tensor, names: Sequence[str] | None 
     axes = figure.subplots()
     for number, colour in zip(groups.unique().tolist(), COLOURS * len(rows), strict=False):
         of = (groups == number).cpu().numpy()
-        axes.scatter(*plane[of].T, s=8, color=colour, label=str(number if names is None else names[number]))
+        axes.scatter(
+            plane[of, 0], plane[of, 1], s=8, color=colour, label=str(number if names is None else names[number])
+        )
     axes.plot(0, 0, "+", color="black", markersize=9)
     axes.set(xlabel="first axis of g", ylabel="second axis of g", aspect="equal")
     figure.legend(loc="outside right upper", title="category")

@@ -51,11 +51,8 @@ def uninterrupted():
     ("number", "place", "status"),
     [
         (signal.SIGHUP, "a step", 128 + signal.SIGHUP),
-        (signal.SIGTERM, "a validation", 128 + signal.SIGTERM),
         (signal.SIGTERM, "a monitor", 128 + signal.SIGTERM),
-        (signal.SIGINT, "a step", 130),
         (signal.SIGINT, "a validation", 130),
-        (signal.SIGINT, "a monitor", 130),
     ],
 )
 def test_a_training_that_is_asked_to_stop_goes_on_to_the_same_curves(number, place, status):
