@@ -110,7 +110,8 @@ def test_a_run_killed_after_its_last_checkpoint_gets_its_figures_on_resume(capsy
 
 
 def test_a_folder_of_any_name_has_all_files_of_its_run(tmp_path, monkeypatch):
-    monkeypatch.setenv(RUNS, str(tmp_path / "exp: one x{y} 50%"))
+    name = "exp: one x{y} 50%"
+    monkeypatch.setenv(RUNS, str(tmp_path / name))
     main(["fit", f"--config={EXPERIMENT}", "--trainer.max_epochs=1", *SMALL, MONITORED])
     (curves,) = tmp_path.rglob("metrics.csv")
     folder = curves.parent
