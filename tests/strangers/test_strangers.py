@@ -1,6 +1,7 @@
 """Every monitor on modules of every shape of trouble, in both Lightning packages; training stays bitwise the same."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import lightning.pytorch
@@ -14,6 +15,7 @@ from netprism.callbacks import FeatureComponents, GatingEntropy, InformationDisc
 
 spec = importlib.util.spec_from_file_location("strangers_modules", Path(__file__).with_name("modules.py"))
 strangers = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = strangers  # jsonargparse imports the module of every LightningModule that there is
 spec.loader.exec_module(strangers)
 
 PACKAGES = {"pytorch_lightning": pytorch_lightning, "lightning": lightning.pytorch}
