@@ -93,16 +93,8 @@ def plot_maps(maps: Tensor, label: str) -> tuple[Figure, list[Axes]]:
     if maps.dim() != 4 or not len(maps):
         raise ValueError(f"maps have shape {tuple(maps.shape)}; expected (N, C, H, W), N >= 1")
     shown = maps[:MOST_IMAGES].detach().float().mean(1).cpu().numpy()
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(1.7 * columns + 0.9, 1.7 * rows), layout="constrained")
-    drawn = panels(figure, rows, columns, len(shown))
-    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
-    for number, (axes, values) in enumerate(zip(drawn, shown, strict=True)):
-        picture = axes.imshow(values, vmin=low, vmax=high)
-        axes.set_title(f"image {number}")
-        axes.set_axis_off()
-    figure.colorbar(picture, ax=drawn, label=label)
+    figure, drawn = _side_by_side(shown, vmin=float(np.nanmin(shown)), vmax=float(np.nanmax(shown)))
+    figure.colorbar(drawn[-1].images[0], ax=drawn, label=label)
     return figure, drawn
 
 
@@ -124,14 +116,7 @@ def plot_states(states: Tensor, names: Sequence[str], colours: Sequence[str]) ->
     if states.dim() != 3 or not len(states):
         raise ValueError(f"states have shape {tuple(states.shape)}; expected (N, H, W), N >= 1")
     shown = states[:MOST_IMAGES].cpu().numpy()
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(1.7 * columns, 1.8 * rows + 0.4), layout="constrained")
-    drawn = panels(figure, rows, columns, len(shown))
-    for number, (axes, values) in enumerate(zip(drawn, shown, strict=True)):
-        axes.imshow(values, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
-        axes.set_title(f"image {number}")
-        axes.set_axis_off()
+    figure, drawn = _side_by_side(shown, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
     patches = [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(names))
     return figure, drawn
@@ -203,6 +188,19 @@ def layer_profiles(profiles: Profiles) -> tuple[Figure, list[Axes]]:
     if shown and any(len(networks) > 1 for networks in profiles.values()):
         shown[0].legend(frameon=False, fontsize="small")
     return figure, shown
+
+
+def _side_by_side(shown: np.ndarray, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Draws arrays `(N, H, W)`, four in a row; the options are those of `imshow`."""
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.7 * columns + 0.9, 1.7 * rows + 0.4), layout="constrained")
+    drawn = panels(figure, rows, columns, len(shown))
+    for number, (axes, values) in enumerate(zip(drawn, shown, strict=True)):
+        axes.imshow(values, **options)
+        axes.set_title(f"image {number}")
+        axes.set_axis_off()
+    return figure, drawn
 
 
 def _line(axes: Axes, places: np.ndarray, values: Sequence[Sequence[float]], colour: str, label: str) -> None:
