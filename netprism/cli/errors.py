@@ -12,6 +12,8 @@ from types import FrameType
 PURPOSEFUL = ("netprism.", "pytorch_lightning.trainer.")  # where a ValueError is about what the user gave
 LIBRARIES = tuple(f"{Path(sysconfig.get_path(name)).resolve()}/" for name in ("stdlib", "purelib", "platlib"))
 DEAD_WORKER = r"DataLoader worker .*(killed|exited unexpectedly)"  # torch's two ways to say it
+HAND_OVER = {"torch.utils.data.dataloader", "torch.multiprocessing.reductions"}  # where it dies within a batch
+OUT_OF_MEMORY = "It may have been out of memory; data.num_workers=0 loads without workers."
 FULL_MEMORY = r"(?s).*(shared memory|unable to (write to|open|mmap|allocate).*</?torch_)"  # what workers hand over in
 LONGEST = 600  # characters of a library's message
 
@@ -41,7 +43,9 @@ def users_error(error: BaseException) -> Exception | None:
         if on_purpose or type(link).__name__ == "MisconfigurationException":
             return link
         if isinstance(link, RuntimeError) and re.match(DEAD_WORKER, str(link)):
-            return RuntimeError(f"{link} It may have been out of memory; data.num_workers=0 loads without workers.")
+            return RuntimeError(f"{link} {OUT_OF_MEMORY}")
+        if isinstance(link, OSError | EOFError) and HAND_OVER <= {f.f_globals.get("__name__") for f in frames}:
+            return RuntimeError(f"DataLoader worker ended as it handed over a batch ({link!r}). {OUT_OF_MEMORY}")
         if isinstance(link, RuntimeError) and re.match(FULL_MEMORY, str(link)):
             why = str(link).strip().splitlines()[-1].strip()
             return RuntimeError(f"/dev/shm may be full ({why}); data.num_workers=0 loads without workers")

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from small_runs import environment_of_a_desk
+from torch.utils.data import DataLoader, TensorDataset
 
 from netprism.cli.errors import users_error
 from netprism.cli.main import main
@@ -161,6 +163,17 @@ def test_a_loader_worker_that_was_killed_is_told():
     with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     assert "data.num_workers=0" in str(users_error(caught.value))
+
+
+def test_a_loader_worker_that_is_gone_as_it_hands_over_a_batch_is_told(monkeypatch):
+    def gone(*_):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("multiprocessing.resource_sharer.DupFd.detach", gone)
+    with pytest.raises(ConnectionResetError) as caught:
+        next(iter(DataLoader(TensorDataset(torch.zeros(2, 3)), num_workers=1)))
+    assert str(users_error(caught.value)).startswith("DataLoader worker ended as it handed over a batch (Connection")
+    assert users_error(ConnectionResetError()) is None
 
 
 def test_a_full_shared_memory_is_told_in_one_line():
