@@ -31,6 +31,7 @@ from netprism.callbacks.training.requeue import Requeue
 from netprism.callbacks.training.run_summary import RunSummary
 from netprism.cli.config_teachers import teachers_in
 from netprism.cli.early import differing
+from netprism.cli.keys import network_key
 from netprism.cli.teacher_runs import resolve_teachers
 from netprism.files import write_text
 from netprism.loggers import OfflineFallbackWandbLogger, is_dry_run
@@ -49,7 +50,6 @@ from netprism.runs.folder import (
     unlock,
 )
 from netprism.runs.teachers import EXPERIMENTS
-from netprism.studies.keys import network_key
 
 # Lines of jsonargparse about its own types, around the line that names the mistake.
 NOISE = (

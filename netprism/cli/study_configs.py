@@ -12,10 +12,10 @@ import yaml
 from tqdm import tqdm
 
 from netprism.cli.config_teachers import teachers_in
+from netprism.cli.keys import config_key, digest, finished_by_key
 from netprism.cli.lightning_cli import ConfigReader
 from netprism.runs.folder import display_path, runs_root
 from netprism.studies.grid import Setting, text
-from netprism.studies.keys import config_key, digest, finished_by_key
 from netprism.studies.points import Point
 from netprism.studies.study import Study
 

@@ -14,9 +14,9 @@ from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
 from netprism.cli.config_teachers import teachers_in
+from netprism.cli.keys import network_key, read_config
 from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
 from netprism.runs.teachers import UNTRAINED, checkpoint_in
-from netprism.studies.keys import network_key, read_config
 
 
 def resolve_teachers(config: Namespace, may_train: bool, key_of: Callable[[str], str]) -> None:

@@ -8,13 +8,13 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
+from netprism.cli.keys import network_key
 from netprism.cli.lightning_cli import ConfigReader
 from netprism.cli.main import run
 from netprism.cli.teacher_runs import resolve_teachers
 from netprism.nets import ResNet
 from netprism.runs.folder import FINISHED, RUN, RUNS
 from netprism.runs.teachers import UNTRAINED
-from netprism.studies.keys import network_key
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),  # Lightning's calls

@@ -12,9 +12,9 @@ import pytest
 from small_runs import EXPERIMENT, SMALL, UNMONITORED, environment_of_a_desk, rows
 
 from netprism.cli import teacher_runs
+from netprism.cli.keys import network_key
 from netprism.cli.main import main
 from netprism.runs.folder import FINISHED
-from netprism.studies.keys import network_key
 
 RANK = (
     "import time\n"

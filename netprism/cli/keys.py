@@ -1,15 +1,23 @@
-"""The key of a run: a hash of its config without what does not change its numbers. Runs are found by it."""
+"""The key of a run: a hash of what its config changes and what changes its numbers. Runs are found by it.
+
+What has its default value does not count, so that a run is found again after an option has been added to netprism. Only
+a class whose arguments are not known without importing it counts with all of them.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
+from netprism.cli.signatures import signature
 from netprism.runs.folder import finished_runs
 
 FACTORY = "netprism.runs.teachers.trained"
@@ -29,6 +37,11 @@ IRRELEVANT = (
     "data.init_args.download",
     "data.init_args.num_workers",
 )
+SECTIONS = {  # parts of a config that name no class
+    "trainer": "pytorch_lightning.Trainer",
+    "best_checkpoint": "netprism.callbacks.training.best_checkpoint.BestCheckpoint",
+    "last_checkpoint": "pytorch_lightning.callbacks.ModelCheckpoint",
+}
 LENGTH = ("max_epochs", "max_steps", "limit_train_batches", "overfit_batches", "accumulate_grad_batches")
 CALLBACKS = "netprism.callbacks."
 CHANGE_THE_TRAINING = (f"{CALLBACKS}ComplexityPenalty",)
@@ -43,7 +56,7 @@ def config_key(config: Config) -> str:
     Args:
         config: The resolved config of `fit`, as a run writes it into `config.yaml`.
     """
-    kept = _without_irrelevant(config)
+    kept = _what_counts(config)
     for options in teachers(kept):
         options["checkpoint"] = _content(options.get("checkpoint"))
     return digest(kept)
@@ -58,13 +71,14 @@ def network_key(config: Config) -> str:
     Args:
         config: The resolved config of `fit`, as a run writes it into `config.yaml`.
     """
+    config = _what_counts(config)
     trainer = config.get("trainer") or {}
     callbacks = [
         callback
         for callback in trainer.get("callbacks") or []
         if not callback["class_path"].startswith(CALLBACKS) or callback["class_path"] in CHANGE_THE_TRAINING
     ]
-    kept = _without_irrelevant({name: config.get(name) for name in ("seed_everything", "model", "data")})
+    kept = {name: config.get(name) for name in ("seed_everything", "model", "data")}
     for options in teachers(kept):
         path = Path(options.get("checkpoint") or "")
         if (of_run := path.parent.parent / "config.yaml").is_file():
@@ -89,7 +103,8 @@ def teachers(node: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - a part of
             yield from teachers(part)
 
 
-def _without_irrelevant(config: Config) -> Config:
+def _what_counts(config: Config) -> Config:
+    """A copy without what is irrelevant and what has its default value."""
     kept: Config = json.loads(json.dumps(config, default=str))
     for path in IRRELEVANT:
         *parents, last = path.split(".")
@@ -98,7 +113,37 @@ def _without_irrelevant(config: Config) -> Config:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
-    return kept
+    for name, class_path in SECTIONS.items():
+        if isinstance(kept.get(name), dict):
+            kept[name] = _changed(kept[name], class_path)
+    return cast(Config, _without_defaults(kept))
+
+
+def _without_defaults(node: Any) -> Any:  # noqa: ANN401 - a part of a config
+    if isinstance(node, list):
+        return [_without_defaults(part) for part in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(node.get("class_path"), str) and isinstance(node.get("init_args"), dict):
+        node = {**node, "init_args": _changed(node["init_args"], node["class_path"])}
+    return {name: _without_defaults(part) for name, part in node.items()}
+
+
+def _changed(arguments: Config, class_path: str) -> Config:
+    """The arguments of a class that differ from its defaults."""
+    defaults = _defaults(class_path)
+    return {name: value for name, value in arguments.items() if name not in defaults or value != defaults[name]}
+
+
+@cache
+def _defaults(class_path: str) -> Config:
+    """{argument: default} as JSON reads it, of the defaults that are literals."""
+    known = signature(class_path)
+    found: Config = {}
+    for argument in known.arguments if known else ():
+        with suppress(ValueError, SyntaxError):  # a name, or no default
+            found[argument.name] = json.loads(json.dumps(ast.literal_eval(argument.default)))
+    return found
 
 
 def _content(checkpoint: str | None) -> str | None:

@@ -1,7 +1,7 @@
 import copy
 
+from netprism.cli.keys import config_key, network_key
 from netprism.files import write_text
-from netprism.studies.keys import config_key
 
 CONFIG = {
     "seed_everything": 0,
@@ -46,6 +46,26 @@ def test_what_changes_a_number_changes_the_key():
         ("model.teacher.init_args.checkpoint", "some.ckpt"),
     ]:
         assert config_key(changed(path, value)) != config_key(CONFIG), path
+
+
+def test_a_run_is_found_again_after_an_option_was_added():
+    monitor = {"class_path": "netprism.callbacks.GatingEntropy", "init_args": {"num_images": 100}}
+    keys = []
+    for added in ({}, {"max_gates": None, "kinds": ["relu"], "alpha": None}, {"max_gates": 64}):
+        options = {**monitor, "init_args": {**monitor["init_args"], **added}}
+        config = changed("trainer.callbacks", [options])
+        config["last_checkpoint"] = {"mode": "min"} if added else {}
+        keys.append(config_key(config))
+    assert keys[0] == keys[1] != keys[2]
+    net = {"class_path": "netprism.nets.ResNet", "init_args": {"depth": 8, "num_classes": 10}}
+    nested = changed("model", {"class_path": "netprism.lightning_modules.Classifier", "init_args": {"net": net}})
+    before = network_key(nested)
+    net["init_args"] |= {"width": 16}
+    assert network_key(nested) == before
+    net["init_args"] |= {"width": 8}
+    assert network_key(nested) != before
+    unknown = [config_key(changed("model", {"class_path": "some.Net", "init_args": {"a": a}})) for a in (None, 1)]
+    assert unknown[0] != unknown[1]
 
 
 def test_a_network_counts_as_the_run_that_it_is_of_wherever_that_lies(tmp_path):
