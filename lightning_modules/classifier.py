@@ -1,6 +1,7 @@
 """The plain training that the monitors look into: a network that learns to tell classes apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -15,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from netprism.checks import check_optimizer
 from netprism.lightning_modules._base import REMEDIES_AND_CLIPPING, check_finite, optimizer_and_schedule
 from netprism.nets import fit_to
-from netprism.nets.fitting import heads_of, output_layer, outputs_of, size_that_fits
+from netprism.nets.fitting import fit_to_state, heads_of, output_layer, outputs_of, size_that_fits
 from netprism.nets.known import auxiliary_weight as usual_auxiliary_weight
 
 Batch = tuple[Tensor, Tensor]
@@ -87,6 +88,15 @@ class Classifier(LightningModule):
         for change in fit_to(self.net, classes, shape):
             rank_zero_info(f"{type(self).__name__}: {type(self.net).__name__} is fitted to the data: {change}")
         self.num_classes = self.hparams["num_classes"] = classes
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:  # noqa: ANN401
+        """Loads weights; without `strict`, a network that is not fitted to the data yet is fitted to these weights.
+
+        So Lightning hands back what forked processes have trained.
+        """
+        if not strict:
+            fit_to_state(self.net, {k[4:]: v for k, v in state_dict.items() if k.startswith("net.")})
+        return super().load_state_dict(state_dict, strict, assign)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser of all parameters and, if there is one, its schedule."""
