@@ -1,9 +1,10 @@
-"""What is gone in the middle of a training: a process that loads its data, the folder that it writes into."""
+"""What goes in the middle of a training: a process that loads its data, the folder that it writes into, the time."""
 
 import multiprocessing
 import os
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -34,6 +35,15 @@ def test_a_loader_worker_that_is_killed_is_one_line_and_costs_an_epoch(tmp_path,
     (folder,) = tmp_path.glob("runs/gates/digits_mlp/*")
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
     assert not (folder / FINISHED).exists()
+
+
+def test_a_clock_that_is_set_back_changes_nothing(monkeypatch):
+    table, now = rows(train(epochs=3)), time.time
+    in_epoch_1(monkeypatch, lambda: monkeypatch.setattr(time, "time", lambda: now() - 86_400))
+    folder = train(epochs=3)
+    assert time.time() < now() - 80_000
+    assert rows(folder) == table
+    assert (folder / FINISHED).exists()
 
 
 def test_a_run_folder_that_is_removed_costs_its_config_and_no_curve(monkeypatch):
