@@ -29,7 +29,7 @@ help:
 	@echo 'make test-strangers          monitors on real modules of timm, transformers, lightly and torchgeo, where installed'
 	@echo 'make test-gpu                what can only be seen on a GPU: random state, precisions, NCCL, the numbers of a CPU'
 	@echo 'make docs                    the documentation as a site, site/index.html'
-	@echo 'make release                 wheel and sdist in dist/, installed in a clean environment and tried there'
+	@echo 'make release                 wheel and sdist in dist/; installed with newest and oldest versions, tried and tested there'
 	@echo 'make bench                   the timings of benchmarks/'
 	@echo 'make bench-gpu               what the monitors add to an epoch on a GPU: share, calls, memory'
 	@echo 'make clean                   remove caches and builds; .venv, data and runs stay'
@@ -85,7 +85,7 @@ run:
 	  { echo "no run '$$RUN'; there are"; ls -d runs/*/*/config.yaml runs/*/*/*/config.yaml 2>/dev/null | sed 's|/config.yaml||; s|^|  |'; exit 2; } >&2
 
 # The networks of the tests are small, and several processes share the cores.
-test test-slurm test-strangers test-oldest test-kill check: export OMP_NUM_THREADS ?= 1
+test test-slurm test-strangers test-oldest test-kill check release: export OMP_NUM_THREADS ?= 1
 
 test: .venv/ready
 	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
@@ -127,15 +127,21 @@ docs: .venv/docs
 	@$(PY) -m mkdocs build
 	@echo 'site/index.html'
 
-# Far from the checkout, so that what is tried is what people install.
+# Far from the checkout, so that what is tried is what people install; `pytest`, unlike `python -m pytest`, does not look
+# for netprism in the current folder. Half an hour: the tests run twice.
 release: .venv/ready
 	@rm -rf dist build
 	@$(PY) -m hatchling build
 	@$(PY) -m pytest -q tests/test_packaging.py
-	@$(PYTHON) -m venv build/clean
-	@build/clean/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
-	@mkdir build/desk && cd build/desk && WANDB_MODE=disabled ../clean/bin/netprism fit --config quickstart --trainer.max_epochs 2
-	@build/clean/bin/netprism --version && ls dist
+	@set -e; for versions in highest lowest-direct; do \
+	  echo "the $$versions versions that pyproject.toml allows"; \
+	  .venv/bin/uv venv --quiet --python $(PY) build/$$versions; \
+	  .venv/bin/uv pip install --quiet --python build/$$versions/bin/python --resolution $$versions "$$(echo dist/*.whl)[dev]"; \
+	  mkdir build/desk-$$versions; \
+	  (cd build/desk-$$versions; WANDB_MODE=disabled ../$$versions/bin/netprism fit --config quickstart --trainer.max_epochs 2); \
+	  build/$$versions/bin/pytest -n 2 --dist loadfile tests $(ARGS); \
+	done
+	@build/highest/bin/netprism --version && ls dist
 
 bench: .venv/ready
 	@set -e; for script in benchmarks/*.py; do echo "$$script"; $(PY) "$$script"; done
