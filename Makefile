@@ -107,7 +107,7 @@ test-oldest: .venv-oldest/ready
 	@.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 .venv-oldest/ready: pyproject.toml .venv/ready
-	@.venv/bin/uv venv --quiet --clear --python $(PY) .venv-oldest
+	@.venv/bin/uv venv --quiet --seed --clear --python $(PY) .venv-oldest
 	@.venv/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct --editable '.[dev]'
 	@touch $@
 
@@ -135,7 +135,7 @@ release: .venv/ready
 	@$(PY) -m pytest -q tests/test_packaging.py
 	@set -e; for versions in highest lowest-direct; do \
 	  echo "the $$versions versions that pyproject.toml allows"; \
-	  .venv/bin/uv venv --quiet --python $(PY) build/$$versions; \
+	  .venv/bin/uv venv --quiet --seed --python $(PY) build/$$versions; \
 	  .venv/bin/uv pip install --quiet --python build/$$versions/bin/python --resolution $$versions "$$(echo dist/*.whl)[dev]"; \
 	  mkdir build/desk-$$versions; \
 	  (cd build/desk-$$versions; WANDB_MODE=disabled ../$$versions/bin/netprism fit --config quickstart --trainer.max_epochs 2); \
