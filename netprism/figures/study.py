@@ -51,7 +51,8 @@ def study_figure(records: Records, specs: Sequence[Mapping[str, Any]], label: Ca
     """
     columns = 2 if len(specs) == 4 else min(3, len(specs))
     rows = math.ceil(len(specs) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.0 * rows), layout="constrained")
+    lines = max((_lines_above(records, spec) for spec in specs), default=0)
+    figure = Figure(figsize=(3.6 * columns, (3.0 + 0.2 * lines) * rows), layout="constrained")
     for axes, spec in zip(panels(figure, rows, columns, len(specs)), specs, strict=True):
         (_matrix if "matrix" in spec else _panel)(axes, records, spec, label)
     return figure
@@ -107,6 +108,8 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
     if is_number:
         places.sort()
     groups = list(dict.fromkeys(_plain(record[by]) for record in chosen)) if by else [None]
+    # A group keeps its colour in panels that show some of the groups only.
+    of_all = list(dict.fromkeys(_plain(record[by]) for record in records if by in record)) if by else [None]
     many = len(places) > 12
     for number, group in enumerate(groups):
         means, spreads, at = [], [], []
@@ -122,7 +125,8 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
                 at.append(float(place) if is_number else position + offset)
                 means.append(float(np.mean(values)))
                 spreads.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
-        color, marker = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
+        style = of_all.index(group)
+        color, marker = COLORS[style % len(COLORS)], MARKERS[style % len(MARKERS)]
         name = None if group is None else str(label(str(group)))
         line = "-" if is_number or spec.get("join", False) else "none"
         if many and is_number:
@@ -147,7 +151,18 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
     axes.set_ylabel(label(y))
     axes.spines[["top", "right"]].set_visible(False)
     if by:
-        axes.legend(frameon=False, fontsize="small", title=label(str(by)), title_fontsize="small")
+        legend = axes.legend(frameon=False, fontsize="small", title=label(str(by)), title_fontsize="small")
+        if _lines_above(records, spec):
+            legend.set_loc("lower left")
+            legend.set_bbox_to_anchor((0, 1))
+
+
+def _lines_above(records: Records, spec: Mapping[str, Any]) -> int:
+    """Lines of a legend above its panel, where the marks of many groups at categories leave no room within; else 0."""
+    by, chosen = spec.get("by"), _chosen(records, spec)
+    groups = {_plain(record[by]) for record in chosen if by in record} if by else set()
+    numbers = all(isinstance(_plain(record.get(spec["x"])), int | float) for record in chosen)
+    return 0 if numbers or len(groups) < 4 else len(groups) + 1
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what an option holds

@@ -7,6 +7,7 @@ that need it.
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from netprism.datamodules import ImageDataModule
+    from netprism.knowledge.points import KnowledgePointCounts
 
 Rows = list[dict[str, Any]]
 
@@ -141,6 +143,91 @@ def robustness(run: Path, layer: str, images: int = 20, classes: int = 3, steps:
     ]
 
 
+def knowledge(run: Path, layers: list[str], images: int = 200, logits_layer: str = "fc") -> Rows:
+    """Returns a row per layer: knowledge points of test images, and how far a student is from its teacher.
+
+    The projections of both networks are fitted apart; that of the student is rotated so that the directions of its
+    classes lie on the teacher's.
+
+    Args:
+        run: Folder of a run of a classifier or a `Distillation`.
+        layers: Names of layers with feature maps, of the student and of the teacher.
+        images: Number of test images, on which the projections are fitted as well.
+        logits_layer: Name of the layer of the logits.
+
+    Returns:
+        points, reliable: Knowledge points per image, and those of the true class; ratio: reliable / points; accuracy
+        on the whole test set. Of a `Distillation`, NaN of others: turned, the mean of 1 - cos(h of the student, h of
+        the teacher) over regions; strength, the mean absolute difference of their norms, divided by the mean norm of
+        the teacher's.
+
+    Source: Li et al. 2021, figure 9, https://arxiv.org/abs/2111.03505.
+    """
+    from torch.nn.functional import cosine_similarity
+
+    from netprism.knowledge.epoch_projection import EpochProjection, network_features
+    from netprism.knowledge.sample_projection import rotation_onto
+
+    net, x, labels = _trained(run)
+    accuracy = _accuracy(net, x, labels)
+    x, labels = x[:images], labels[:images]
+    projections: list[EpochProjection] = []
+    projected: list[dict[str, Tensor]] = []
+    counts: dict[str, KnowledgePointCounts] = {}
+    for one in (net, *_teacher(run)):
+        features = network_features(one, partial(one, x), layers, logits_layer)
+        projection = EpochProjection(features)
+        projection.fit_samples(features)
+        for layer in layers:
+            projection.fit_regions(layer, features)
+        counts = counts or projection.count(features, labels)
+        projections.append(projection)
+        projected.append(projection(features))
+    rows: Rows = []
+    for layer in layers:
+        found = counts[layer]
+        row = {"layer": layer, "points": found.points / len(x), "reliable": found.reliable_points / len(x)}
+        row |= {"ratio": found.ratio, "turned": math.nan, "strength": math.nan, "accuracy": accuracy}
+        if len(projected) > 1:
+            own, teacher = (projection.samples.directions for projection in projections)
+            h, of_teacher = (regions[layer].double() for regions in projected)
+            h = h @ rotation_onto(own, teacher).T
+            change = (h.norm(dim=2) - of_teacher.norm(dim=2)).abs().mean()
+            row["turned"] = 1 - float(cosine_similarity(h, of_teacher, dim=2).mean())
+            row["strength"] = float(change / of_teacher.norm(dim=2).mean())
+        rows.append(row)
+    return rows
+
+
+def roles(run: Path, name: str = "attack") -> Rows:
+    """Returns a row per layer: where the regions come from that an attack makes important for another class.
+
+    Args:
+        run: Folder of a run with `AttackedRegions`.
+        name: The name of that monitor; the last values are read.
+
+    Returns:
+        new: Fraction of the regions with a new important role that were unimportant before, created / (created +
+        redirected + damaged); broken: fraction of those important before and after that were unimportant on the way,
+        damaged / (redirected + damaged). NaN where there are none.
+
+    Source: Li et al. 2021, figures 7 and 8, https://arxiv.org/abs/2111.03505.
+    """
+    last: dict[str, float] = {}
+    for values in curves(run).values():
+        last |= values
+    start = f"{name}/created/"
+    rows: Rows = []
+    for layer in (key.removeprefix(start) for key in last if key.startswith(start)):
+        created, redirected, damaged = (last[f"{name}/{kind}/{layer}"] for kind in ("created", "redirected", "damaged"))
+        both = redirected + damaged
+        new, broken = created / (created + both or math.nan), damaged / (both or math.nan)
+        rows.append({"layer": layer, "new": new, "broken": broken})
+    if not rows:
+        raise ValueError(f"{run} has no {start}<layer>; expected a run with AttackedRegions")
+    return rows
+
+
 def coherency(run: Path, images: int = 8, factor: float = 4.0) -> Rows:
     """Returns a row per measure and layer: how much its map changes when the function of the network does not.
 
@@ -209,6 +296,16 @@ def _trained(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0)).tolist()  # type: ignore[arg-type]
     images, labels = zip(*(test[i][:2] for i in order), strict=True)
     return trained(checkpoint=str(run / "checkpoints" / "best.ckpt")), torch.stack(images), torch.tensor(labels)
+
+
+def _teacher(run: Path) -> list[nn.Module]:
+    """The network that the student of a run has mimicked; none of a run without a student."""
+    from omegaconf import OmegaConf
+
+    from netprism.runs.teachers import trained
+
+    options = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "model.init_args.teacher.init_args")
+    return [] if options is None else [trained(**options)]
 
 
 def _accuracy(net: nn.Module, x: Tensor, labels: Tensor) -> float:

@@ -28,3 +28,16 @@ def test_a_panel_has_a_line_per_group_with_the_spread_of_the_seeds():
     (axes,) = study_figure(rows, [{"x": "epoch", "y": "H", "by": "by"}], {"H": "H, bits"}.get).axes
     assert [line.lines[0].get_ydata().tolist() for line in axes.containers] == [[1, 2], [1, 2]]
     assert axes.get_ylabel() == "H, bits"
+
+
+def test_a_group_has_one_colour_in_all_panels_and_many_groups_have_their_legend_above():
+    rows = [{"net": f"net {i}", "layer": layer, "SID": i, "seed": 0} for i in range(4) for layer in ("a", "b")]
+    spec = {"x": "layer", "y": "SID", "by": "net"}
+    first, second = study_figure(rows, [spec, {**spec, "where": {"net": ["net 1", "net 3"]}}], str).axes
+    colours = [{text.get_text(): line.lines[0].get_color() for line, text in zip(axes.containers,
+               axes.get_legend().get_texts(), strict=True)} for axes in (first, second)]  # fmt: skip
+    assert colours[1] == {net: colours[0][net] for net in ("net 1", "net 3")}
+    first.figure.draw_without_rendering()
+    boxes = [(axes.get_legend().get_window_extent().y0, axes.get_window_extent().y1) for axes in (first, second)]
+    assert boxes[0][0] >= boxes[0][1]
+    assert boxes[1][0] < boxes[1][1]

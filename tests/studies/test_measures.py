@@ -1,10 +1,14 @@
 import json
+import math
+from collections import OrderedDict
 
 import pytest
 import torch
+from torch import nn
 
 from netprism.nets import ResNet
-from netprism.studies.measures import coherency, correlations, discarded, orders, relation, robustness
+from netprism.studies import measures
+from netprism.studies.measures import coherency, correlations, discarded, orders, relation, robustness, roles
 
 
 def test_the_largest_and_the_mean_order_of_the_last_values(tmp_path):
@@ -52,3 +56,36 @@ def test_networks_of_runs_are_measured(tmp_path):
     (row,) = robustness(tmp_path, "layer3", images=2, classes=1, steps=3)
     assert 0 <= row["distance"] < 8  # that of all pixels from black to white
     assert {"layer": "layer3", "SID": row["SID"], "accuracy": row["accuracy"]} == discarded(tmp_path, ["layer3"], 2)[0]
+
+
+def test_a_student_that_knows_the_same_in_other_channels(monkeypatch, tmp_path):
+    def network(order):  # the maps are the image's channels in some order
+        maps, fc = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 3, bias=False)
+        maps.weight.data = torch.eye(3)[order].view(3, 3, 1, 1)
+        fc.weight.data = 20 * torch.eye(3)[:, order]
+        return nn.Sequential(OrderedDict(maps=maps, pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), fc=fc))
+
+    # In each image two of the four regions show its channel; two show nothing, or a little of any.
+    labels = torch.arange(60) % 3
+    x = 0.01 * torch.rand(60, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[range(60), labels, 0] += 1.0
+    monkeypatch.setattr(measures, "_trained", lambda run: (network([2, 0, 1]), x, labels))
+    monkeypatch.setattr(measures, "_teacher", lambda run: [network([0, 1, 2])])
+    (row,) = measures.knowledge(tmp_path, ["maps"], images=60)
+    assert row["accuracy"] == row["ratio"] == 1
+    assert row["points"] == row["reliable"] == 2
+    assert (row["turned"], row["strength"]) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-2))
+    monkeypatch.setattr(measures, "_teacher", lambda run: [])
+    assert math.isnan(measures.knowledge(tmp_path, ["maps"], images=60)[0]["turned"])
+
+
+def test_where_regions_of_a_new_role_come_from(tmp_path):
+    head = ",".join(f"attack/{kind}/{layer}" for layer in "ab" for kind in ("created", "redirected", "damaged"))
+    (tmp_path / "metrics.csv").write_text(f"epoch,{head}\n0,9,9,9,9,9,9\n1,6,0.5,1.5,0,0,0\n")
+    a, b = roles(tmp_path)
+    assert a == {"layer": "a", "new": 0.75, "broken": 0.75}
+    assert b["layer"] == "b"
+    assert math.isnan(b["new"])
+    assert math.isnan(b["broken"])
+    with pytest.raises(ValueError, match="no other/created/<layer>; expected a run with AttackedRegions"):
+        roles(tmp_path, "other")
