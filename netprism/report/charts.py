@@ -104,7 +104,7 @@ def heat_map(parts: Mapping[str, Series], quantity: str) -> Chart:
 
 def turnable(page: str, title: str) -> Chart | None:
     """Returns the figure within a page that plotly has written, with its frames; None where there is none."""
-    start = re.search(r"Plotly\.newPlot\(\s*", page)
+    start = re.search(r'Plotly\.newPlot\(\s*(?=")', page)  # plotly's own source, in the page, calls it with a variable
     if start is None:
         return None
     decoder, position, found = json.JSONDecoder(), start.end(), []

@@ -268,7 +268,7 @@ def modules(pl):
         "regression": (lambda: Dicts(1, lambda y, t: F.mse_loss(y, t.float())), number, {}),
         "segmentation": (Segmentation, masks, {}),
         "two_inputs": (TwoInputs, pairs, {}),
-        "sequences": (Sequences, Items(lambda i, g: (torch.randn(3, 4, generator=g), float(i % 3))), {}),
+        "sequences": (Sequences, Items(lambda i, g: (torch.randn(3, 4, generator=g), torch.tensor(i % 3.0))), {}),
         "without_forward": (WithoutForward, plain, {}),
         "stream": (Classifier, Stream(plain), {}),
         "tensors": (Classifier, TensorDataset(torch.linspace(-2, 2, 768).view(12, 1, 8, 8), torch.arange(12) % 3), {}),
