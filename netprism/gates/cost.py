@@ -10,18 +10,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from netprism.gates.hamming import BLOCKS
+
 Product = Callable[[Tensor, Tensor], Tensor]
 
 MANY = 10_000  # samples from which it is said: .4 GB of distances
 _RUN = 33_000  # bytes of a sample while a run of gates is unpacked
+_SUMS = 16 * BLOCKS  # bytes of a sample and layer: two bandwidths, with classes, half of each block's columns, float64
 _KERNEL = 1.5e-8  # seconds for the kernel of a pair of samples, on one core
 _PROBE = 512, 4096  # samples and gates of the product that is timed, .5 G multiply-adds
 log = logging.getLogger(__name__)
 
 
-def needed_bytes(samples: int, ranks: int = 1) -> int:
-    """Returns the memory of `transformation_complexity` beside the packed gates: half of two int32 `(n, n)`, a run."""
-    return 4 * samples**2 // ranks + _RUN * samples
+def needed_bytes(samples: int, layers: int, ranks: int = 1) -> int:
+    """Returns the memory of `transformation_complexity` beside the packed gates.
+
+    Half of two int32 `(n, n)`, a run of gates, and the sums of each block and layer.
+    """
+    return 4 * samples**2 // ranks + (_RUN + _SUMS * layers) * samples
 
 
 def announce(samples: int, gates: int, layers: int, device: torch.device, product: Product, ranks: int = 1) -> None:
@@ -41,7 +47,7 @@ def announce(samples: int, gates: int, layers: int, device: torch.device, produc
     """
     if samples < MANY:
         return
-    needed, free = needed_bytes(samples, ranks), free_bytes() if device.type == "cpu" else None
+    needed, free = needed_bytes(samples, layers, ranks), free_bytes() if device.type == "cpu" else None
     what = f"distances of {samples} samples need {needed / 1e9:.1f} GB"
     if free is not None and needed > free:
         raise ValueError(f"{what} and {free / 1e9:.1f} GB are free; expected fewer samples, such as num_images=2000")

@@ -22,7 +22,8 @@ from torch.nn.functional import one_hot, pad
 from netprism.gates.packing import PackedGates
 
 _RUN = 16_384  # gates in one product: 33 MB of int8 for 2000 samples
-_ROWS = 128  # samples in a block of rows, so that 16 ranks share 2000
+_ROWS = 128  # samples in a block of rows at least, so that 16 ranks share 2000
+BLOCKS = 64  # at most, so that the sums of all blocks are O(n)
 
 
 def hamming(gates: PackedGates) -> Tensor:
@@ -43,7 +44,8 @@ def hamming(gates: PackedGates) -> Tensor:
 
 def block_rows(n: int) -> list[slice]:
     """The rows of the blocks into which the distances of n samples are divided."""
-    return [slice(start, min(start + _ROWS, n)) for start in range(0, n, _ROWS)]
+    rows = max(_ROWS, -(-n // BLOCKS))
+    return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
 
 
 def distance_blocks(gates: PackedGates, numbers: Sequence[int] | None = None) -> dict[int, Tensor]:

@@ -38,7 +38,8 @@ def pair_sums(
     """Returns the sums of each layer, and of each layer with all behind it, these at the bandwidth of all layers.
 
     Cost: n^2 d / 2 multiply-adds (a tenth as many operations on words where bits are counted) and n^2 L exponentials,
-    divided among the ranks if shared. Memory: 4 n^2 bytes, divided as well, and `n * 16 kB` for a run of gates.
+    divided among the ranks if shared. Memory: 4 n^2 bytes, divided as well, `n * 16 kB` for a run of gates, and at most
+    `n L * 1 kB` of sums.
 
     Args:
         gates: Gates of the layers, in the order of the calls.
@@ -56,10 +57,10 @@ def pair_sums(
     for name in reversed(names):
         for number, block in distance_blocks(gates[name], own).items():
             within = _of_all_gates(block, gates[name])
-            behind[number] = within if number not in behind else behind[number] + within
+            behind[number] = within if number not in behind else behind[number].add_(within)
             for distances, scale in ((within, scales[name]), (behind[number], of_all)):
                 found[number].append(_block_sums(distances, blocks[number].start, scale, classes))
-    parts = {number: torch.stack(sums) for number, sums in found.items()}  # (2 L, 1 or 2, end)
+    parts = {number: torch.stack(found.pop(number)) for number in own}  # (2 L, 1 or 2, end)
     total = _joined(parts, blocks, shared).to(next(iter(gates.values())).bits.device)
     sums = [_with_logarithms(each) for each in total]
     return dict(zip(names, sums[::2][::-1], strict=True)), dict(zip(names, sums[1::2][::-1], strict=True))

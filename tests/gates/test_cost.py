@@ -1,9 +1,12 @@
 """What many samples cost is said before it begins, and refused where there is no room for it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from netprism.gates import cost, transformation_complexity
+from netprism.gates.hamming import block_rows
 
 GATES = {"relu": torch.rand(64, 40, generator=torch.Generator().manual_seed(0)) > 0.5}
 
@@ -33,5 +36,13 @@ def test_free_memory_is_that_of_this_machine():
 
 
 def test_the_memory_of_many_samples():
-    assert cost.needed_bytes(20_000) == pytest.approx(2.3e9, rel=0.02)
-    assert cost.needed_bytes(20_000, ranks=4) == pytest.approx(1.1e9, rel=0.05)
+    assert cost.needed_bytes(20_000, layers=19) == pytest.approx(2.65e9, rel=0.02)
+    assert cost.needed_bytes(20_000, layers=19, ranks=4) == pytest.approx(1.45e9, rel=0.02)
+
+
+def test_the_sums_of_all_blocks_grow_with_the_samples_and_not_with_their_pairs():
+    assert [len(block_rows(n)) for n in (1, 128, 129, 8192, 20_000, 50_000)] == [1, 1, 2, 64, 64, 64]
+    for n in (129, 8193, 20_001):
+        blocks = block_rows(n)
+        assert (blocks[0].start, blocks[-1].stop) == (0, n)
+        assert all(one.stop == other.start for one, other in pairwise(blocks))
