@@ -95,7 +95,7 @@ class Classifier(LightningModule):
         So Lightning hands back what forked processes have trained.
         """
         if not strict:
-            fit_to_state(self.net, {k[4:]: v for k, v in state_dict.items() if k.startswith("net.")})
+            fit_to_state(self.net, {k.removeprefix("net."): v for k, v in state_dict.items() if k.startswith("net.")})
         return super().load_state_dict(state_dict, strict, assign)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
