@@ -48,7 +48,7 @@ def analyze(
             `[GatingEntropy(layers=-4), "discarding"]`. None: the first three, as far as they fit the network and its
             data; what does not fit is said.
         layers: Layers of discarding, knowledge and, the last one, components; None for the outermost blocks.
-        num_images: Number of images that discarding and components look at. Gates take up to 2000, knowledge up to 50
+        num_images: Number of images that discarding and components look at. Gates take up to 1000, knowledge up to 50
             of each of ten classes.
         seed: Seed of all random numbers and of the choice of images.
         names: Names of the images, in the order of the data set, for the table of single images.
