@@ -12,7 +12,13 @@ LEAVES = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)#]+)[^)]*\)")  # a link 
 
 def on_files(files, config):
     """Adds the generated pages."""
-    pages = {"keys.md": keys(), "experiments.md": experiments(), "contributing.md": contributing()}
+    pages = {
+        "gallery.md": gallery(),
+        "keys.md": keys(),
+        "experiments.md": experiments(),
+        "contributing.md": contributing(),
+        "wide.css": ".md-grid { max-width: 75rem }\n",  # 120 columns of code beside the navigation
+    }
     rooms = [name for group in config["nav"] for name in _api(group)]
     pages |= {f"api/{room}.md": api(room, rooms) for room in rooms}
     for path, text in pages.items():
@@ -23,6 +29,13 @@ def on_files(files, config):
 def on_page_markdown(markdown, **_):
     """Names files that are not on the site instead of linking them."""
     return LEAVES.sub(r"\1 (`\2`)", markdown)
+
+
+def gallery():
+    """The gallery of README.md, whose links are seen from the root."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("\n## Gallery\n")[2].partition("\n## ")[0]
+    return "# Gallery\n" + section.replace("](docs/", "](")
 
 
 def keys():
@@ -57,9 +70,18 @@ def experiments():
             if not line.startswith("#"):
                 break
             lines.append(line.removeprefix("#").removeprefix(" "))
-        title, rest = lines[0], "\n".join(lines[1:]).strip("\n")
-        parts.append(f"\n## {file.relative_to(folder).with_suffix('').as_posix()}\n\n{title}\n\n```text\n{rest}\n```")
+        title, text = lines[0], "\n".join(map(_said, lines[1:]))
+        parts.append(f"\n## {file.relative_to(folder).with_suffix('').as_posix()}\n\n{title}\n{text}")
     return "\n".join(parts) + "\n"
+
+
+def _said(line):
+    """A line of a header as Markdown: commands are indented, and labels begin a paragraph."""
+    if line.startswith("  make "):
+        return f"  {line}"
+    label = re.match(r"(Time|Expect):", line)
+    text = line.strip().replace("*", r"\*").replace("<", "&lt;")
+    return f"\n**{label[1]}**{text[len(label[1]) :]}" if label else text
 
 
 def contributing():
