@@ -125,7 +125,7 @@ check: .venv/ready
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: .venv/docs
 	@$(PY) -m mkdocs build
-	@echo 'site/index.html'
+	@echo 'site/index.html; with search: $(PY) -m http.server -d site'
 
 # Far from the checkout, so that what is tried is what people install; `pytest`, unlike `python -m pytest`, does not look
 # for netprism in the current folder. Half an hour: the tests run twice; VERSIONS=lowest-direct takes one of the two.

@@ -39,14 +39,12 @@ class GatingEntropy(Monitor):
     | `gates/total_correlation`, also `/<layer>` | TC, an estimate: how far from independent | bit | about 0 up |
     | `gates/conditional_total_correlation`, also `/<layer>` | TC given the class | bit | about 0 up |
 
-    The same quantities of the test images are `gates/test/entropy`, `gates/test/entropy/<layer>`, ... No quantity is
-    better when high or low as such: the paper finds that complexity first falls and then rises, and that networks of
-    low complexity over-fit less.
-
+    Those of the test images are `gates/test/entropy`, `gates/test/entropy/<layer>`, ... None is better when high or low
+    as such: the paper finds that complexity first falls, then rises, and that networks of low complexity over-fit less.
     Figures of the curves, of layers by epochs and of activation rates are drawn into `<log_dir>/figures` at the end.
 
-    Cost per epoch and split: one forward pass over the images (two if the network samples), and n^2 d / 2 integer
-    multiply-adds for d gates, the same on every rank; n d / 8 bytes are gathered. See `benchmarks/`.
+    Cost per epoch and split: one forward pass over the images (two if the network samples), and n^2 d / 2 compared bits
+    for d gates, divided among the ranks; n d / 8 bytes are gathered on each. Measured: docs/scaling.md.
 
     Args:
         kinds: Which gates, out of relu, max_pool, dropout.
@@ -58,8 +56,7 @@ class GatingEntropy(Monitor):
         max_gates: Most gates that are looked at in a layer, such as 65536 on large images; None for all.
         stochastic: Measure H with dropout and the like switched on, where the network has them; costs a second pass.
         name: Prefix of the logged keys.
-        num_images: Samples of each split, the same number per class as far as possible; all if there are fewer. Only
-            runs with equally many can be compared: 2000, as in the paper, have .14 bits more of 7 (docs/scaling.md).
+        num_images: See `Monitor`. Only runs with equally many can be compared; the paper has 2000 (docs/scaling.md).
         options: The other options are those of `Monitor`.
 
     Source: Ren et al. 2022, section 3, https://arxiv.org/abs/2205.01940.

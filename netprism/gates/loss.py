@@ -22,6 +22,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -30,13 +31,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from netprism.gates.energy import LOOKS, WIDTHS, GateEnergy, GatePrior
+from netprism.gates.layer_models import LayerModels
 from netprism.gates.soft_entropy import CONV_ALPHA, LINEAR_ALPHA, soft_kernel_entropy
-from netprism.gates.soft_gates import LayerGates, SoftGates, changed_shape, watch_soft_gates
+from netprism.gates.soft_gates import LayerGates, SoftGates, watch_soft_gates
 
 Estimator = Literal["prior", "energy", "kernel"]
 EXPLODED = 1e3  # nats of f per gate; a well-fitted layer stays below 100 in all
 PATIENCE = 10  # steps in a row that a layer may be left out, and steps between checks, which wait for a GPU
-RECENT_ROWS = 1024  # gates of the last batches that the entropy bound is taken over: samples times positions
 
 
 class ComplexityLoss(nn.Module):
@@ -128,19 +129,17 @@ class ComplexityLoss(nn.Module):
         self.metrics: dict[str, Tensor] = {}
         self.collapsed: list[str] = []
         self.nonfinite_skips = torch.zeros(())
-        self.estimator, self.beta, self.positions = estimator, beta, positions
-        self.energy_lr, self.seed = energy_lr, seed
+        self.estimator, self.beta, self.positions, self.seed = estimator, beta, positions, seed
         self._model = (model,)  # in a tuple, so that it does not become a submodule
         self._wanted = layers
-        self._options: dict[str, Any] = {"widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2}
+        options: dict[str, Any] = {"widths": tuple(widths), "chains": chains, "steps": sampler_steps, "l2": l2}
         if layers == 0 or layers == []:
             raise ValueError(f"layers is {layers}; expected names, n for the first n, -n for the last n, or None")
-        GateEnergy((1,), **self._options)  # raises its errors now, and not with the first batch
-        self._energies: dict[str, GatePrior] = {}
-        self._recent: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        GateEnergy((1,), **options)  # raises its errors now, and not with the first batch
+        self._new_models = partial(LayerModels, energy_lr, seed, options if estimator == "energy" else None)
+        self._models = self._new_models()
         self._calls = 0
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._restored: dict[str, Any] = {}
+        self._restored: dict[str, Any] = {}  # a state that waits for the first batch
 
     @contextmanager
     def watch(self, parts_of: nn.Module | None = None, relative_to: nn.Module | None = None) -> Iterator[SoftGates]:
@@ -178,11 +177,11 @@ class ComplexityLoss(nn.Module):
         first = next(iter(gates.values())).gates
         self.samples = len(first)
         with torch.autocast(first.device.type, enabled=False):
-            energies = self._prepared(gates)
+            models = self._prepared(gates)
             if self.training:
-                self._fit(gates)
+                self.metrics |= self._models.fit(gates)
             terms, finite = zip(
-                *(_frozen_term(energies.get(name), g, self.beta) for name, g in gates.items()), strict=True
+                *(_frozen_term(models.get(name), g, self.beta) for name, g in gates.items()), strict=True
             )
         if self.training:
             self._check(torch.stack(finite))
@@ -202,38 +201,17 @@ class ComplexityLoss(nn.Module):
             Layer by layer: the sum of -log p over this rank's samples, their number, and the standard error of log Z.
             Empty but for energy models: for `prior` the complexity itself is the bound, and the kernel is none.
         """
-        bounds = {}
-        for name, energy in self._energies.items():
-            batches = self._recent.get(name, [])
-            if not batches or not isinstance(energy, GateEnergy):
-                continue
-            total, count = torch.zeros_like(energy.rates[0, 0]), 0
-            errors = []
-            for states, positions in batches:
-                rows = states.float()
-                surprise = -(energy.f(rows, positions) + energy.log_prior(rows, positions)).mean()
-                log_z, error = energy.log_z(positions)
-                total += (surprise + log_z) * len(rows)
-                count += len(rows)
-                errors.append(error)
-            bounds[name] = (total, total.new_tensor(count), torch.stack(errors).square().sum().sqrt() / len(errors))
-        return bounds
+        return self._models.entropy_bounds()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Weights, rates and chains of the models of the gates, their Adam, and the gates of the last batches."""
         if not self._calls:
             return self._restored
-        return {
-            "calls": self._calls,
-            "energies": {name: energy.state_dict() for name, energy in self._energies.items()},
-            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
-            "nonfinite_skips": self._skipped.cpu(),
-            "recent": self._recent,
-        }
+        return {"calls": self._calls, "nonfinite_skips": self._skipped.cpu(), **self._models.state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Keeps the state until the first batch, whose device is then known."""
-        self._restored, self._energies, self._calls = state, {}, 0
+        self._restored, self._models, self._calls = state, self._new_models(), 0
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Also loads a checkpoint of the same model without this loss; the energy models then start from scratch."""
@@ -262,99 +240,25 @@ class ComplexityLoss(nn.Module):
         """The models: made at the first batch, or again where the gates have moved to another device."""
         device = next(iter(gates.values())).gates.device
         if self._calls and device != self._skipped.device:
-            self._restored, self._energies, self._calls = self.get_extra_state(), {}, 0
-        energies = self._energies or self._made({name: g.shape for name, g in gates.items()}, device)
-        for name, energy in energies.items():
-            if gates[name].shape != energy.shape:
-                raise changed_shape(name, energy.shape, gates[name].shape)
-        if self.training and not self._calls:
-            self._start(energies, tuple(gates), device)
-        return energies
+            self.set_extra_state(self.get_extra_state())
+        self._models.check_shapes(gates)
+        if self._calls:
+            return self._models.by_layer
+        shapes = {} if self.estimator == "kernel" else {name: g.shape for name, g in gates.items()}
+        models = self._models.made(shapes, device, self._restored)
+        if self.training:
+            self._start(models, len(gates), device)
+        return models
 
-    def _made(self, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, GatePrior]:
-        energies: dict[str, GatePrior] = {}
-        if self.estimator != "kernel":
-            for number, (name, shape) in enumerate(shapes.items()):
-                made = (
-                    GatePrior(shape)
-                    if self.estimator == "prior"
-                    else GateEnergy(shape, seed=self.seed + number, **self._options)
-                )
-                energies[name] = made.to(device)
-        if self._restored:
-            self._restore(energies)
-        return energies
-
-    def _restore(self, energies: dict[str, GatePrior]) -> None:
-        restored = self._restored["energies"]
-        if list(restored) != list(energies):
-            found, chosen = (", ".join(names) or "none" for names in (restored, energies))
-            raise ValueError(f"the checkpoint has models of the gates of layers {found}; those chosen are {chosen}")
-        for name, energy in energies.items():
-            try:
-                energy.load_state_dict(restored[name])
-            except (RuntimeError, KeyError) as error:
-                raise ValueError(
-                    f"the checkpoint's energy model of layer {name!r} does not fit: give the estimator, widths, chains "
-                    "and size of inputs that it was made with"
-                ) from error
-
-    def _start(self, energies: dict[str, GatePrior], layers: tuple[str, ...], device: torch.device) -> None:
-        restored, self._restored, self._energies = self._restored, {}, energies
-        parameters = self._parameters_of_energies()
-        self._optimizer = torch.optim.Adam(parameters, lr=self.energy_lr) if parameters else None
-        self._skipped = torch.zeros(len(layers), dtype=torch.long, device=device)
+    def _start(self, models: dict[str, GatePrior], layers: int, device: torch.device) -> None:
+        """Takes the models to be fitted, and continues where a restored state was."""
+        restored, self._restored = self._restored, {}
+        self._models.start(models, device, restored)
+        self._skipped = torch.zeros(layers, dtype=torch.long, device=device)
         self._in_a_row = torch.zeros_like(self._skipped)
         self._calls = restored.get("calls", 0)
-        if not restored:
-            return
-        self._skipped += restored["nonfinite_skips"].to(device)
-        self._recent = {
-            name: [(states.to(device), None if drawn is None else drawn.to(device)) for states, drawn in batches]
-            for name, batches in restored["recent"].items()
-        }
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(restored["optimizer"])
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.energy_lr  # and not the checkpoint's
-
-    def _parameters_of_energies(self) -> list[nn.Parameter]:
-        return [parameter for energy in self._energies.values() for parameter in energy.parameters()]
-
-    def _fit(self, gates: Mapping[str, LayerGates]) -> None:
-        """Adds the gates to the rates, and takes one contrastive step of all energy models, the network frozen."""
-        losses = []
-        for name, energy in self._energies.items():
-            layer = gates[name]
-            with torch.enable_grad():
-                losses.append(energy.fit_rows(layer.gates.detach(), layer.positions))
-            if isinstance(energy, GateEnergy):
-                self._keep(name, layer)
-        if self._optimizer is None:
-            return
-        parameters = self._parameters_of_energies()
-        with torch.enable_grad():
-            total = torch.stack(losses).sum()
-        # A model that has collapsed has a gradient for its readout alone.
-        found = torch.autograd.grad(total, parameters, allow_unused=True)
-        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-        for parameter, gradient in zip(parameters, _mean_over_ranks(gradients), strict=True):
-            parameter.grad = gradient
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        for name, energy in self._energies.items():
-            if isinstance(energy, GateEnergy):
-                self.metrics |= {f"energy_gap/{name}": energy.energy_gap, f"acceptance/{name}": energy.acceptance}
-
-    def _keep(self, name: str, layer: LayerGates) -> None:
-        """Keeps the gates for the entropy bound, and drops the oldest that are not needed."""
-        batches, states = self._recent.setdefault(name, []), layer.gates.detach() > 0.5
-        if layer.positions is None:  # all of one distribution
-            batches[:] = [(torch.cat([*(before for before, _ in batches), states])[-RECENT_ROWS:], None)]
-            return
-        batches.append((states, layer.positions))
-        kept = -(-RECENT_ROWS // (states.shape[0] * states.shape[1]))
-        del batches[:-kept]
+        if restored:
+            self._skipped += restored["nonfinite_skips"].to(device)
 
     def _check(self, finite: Tensor) -> None:
         """Counts the layers that were left out, and raises after too many steps in a row; looks for dead chains."""
@@ -370,14 +274,13 @@ class ComplexityLoss(nn.Module):
                         "row; lower energy_lr or the weight of the loss, and look for NaN in the network itself"
                     )
         if self._calls % LOOKS == 0:
-            for name, energy in self._energies.items():
-                if isinstance(energy, GateEnergy) and energy.check_collapse():
-                    self.collapsed.append(name)
-                    warnings.warn(
-                        f"complexity loss: the sampler of layer {name!r} has stopped moving; the layer goes on "
-                        "with the prior alone",
-                        stacklevel=3,
-                    )
+            for name in self._models.collapsed():
+                self.collapsed.append(name)
+                warnings.warn(
+                    f"complexity loss: the sampler of layer {name!r} has stopped moving; the layer goes on with the "
+                    "prior alone",
+                    stacklevel=3,
+                )
 
 
 class _WithSlope(torch.autograd.Function):
@@ -422,14 +325,3 @@ def _frozen_term(energy: GatePrior | None, layer: LayerGates, beta: float) -> tu
         finite = finite & energy.finite.to(slope.device)
     term: Tensor = _WithSlope.apply(gates, torch.where(finite, value.detach(), 0.0), torch.where(finite, slope, 0.0))
     return term, finite
-
-
-def _mean_over_ranks(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Their mean, in one message."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return gradients
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]

@@ -64,7 +64,7 @@ def short(monkeypatch):
     gc.freeze()
     monkeypatch.setattr("netprism.figures.knowledge.FRAMES", 4)
     monkeypatch.setattr("netprism.knowledge.sample_projection.lbfgs", lambda parameters, _: lbfgs(parameters, steps=2))
-    monkeypatch.setattr("netprism.gates.loss.RECENT_ROWS", 32)
+    monkeypatch.setattr("netprism.gates.layer_models.RECENT_ROWS", 32)
     for figures in ("knowledge", "components", "gating_entropy", "complexity_loss"):
         monkeypatch.setattr(f"netprism.figures.{figures}.draw", lambda *_: [])
     yield

@@ -53,7 +53,7 @@ def value_of(net, x, **options):
 
 
 def energies(loss):
-    return list(loss._energies.values())
+    return list(loss._models.by_layer.values())
 
 
 def test_is_the_sum_over_layers_of_the_mean_surprise():
@@ -368,7 +368,7 @@ def test_a_resumed_fit_takes_the_new_rate_and_refuses_other_models():
         loss(gates)
         return loss
 
-    assert resumed(energy_lr=1e-4)._optimizer.param_groups[0]["lr"] == 1e-4
+    assert resumed(energy_lr=1e-4)._models._optimizer.param_groups[0]["lr"] == 1e-4
     for options in ({"widths": (4, 4)}, {"chains": 3}):
         with pytest.raises(ValueError, match="model of layer 'relu1' does not fit: give the estimator, widths"):
             resumed(**options)
