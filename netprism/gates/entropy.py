@@ -28,7 +28,7 @@ from torch import Tensor
 from netprism.checks import check_tensor
 from netprism.distributed import rank_and_size
 from netprism.gates.cost import announce
-from netprism.gates.hamming import hamming, int8_product, open_counts
+from netprism.gates.hamming import hamming, open_counts
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
 from netprism.gates.pair_sums import PairSums, pair_sums
@@ -173,7 +173,7 @@ def transformation_complexity(
     }
     marginals = {name: layer.stands_for * marginal_entropy(rates[name]) for name, layer in packed.items()}
     ranks = rank_and_size()[1] if shared else 1
-    announce(n, sum(layer.size for layer in packed.values()), len(packed), device, int8_product, ranks)
+    announce(n, sum(layer.size for layer in packed.values()), len(packed), device, ranks)
 
     within, behind = pair_sums(packed, widths, classes, shared)
     rows = {
