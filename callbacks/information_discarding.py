@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, get_args
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from netprism.callbacks._entropy_maps import decoders_of, draw_maps, joined, maps_of, masks_of, mean_values, per_image
@@ -100,6 +101,10 @@ before the layer reacts | nat | to log max_sigma + C | |
         layers = self._layers(view, data)
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
+        if blind := [layer for layer, value in scale.items() if value == 0]:
+            rank_zero_warn(
+                f"{self.name}: {', '.join(blind)} do not depend on the input in epoch {epoch}; SID is its cap"
+            )
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
         self.images = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
         self.indices = [i for indices in data.batches for i in indices][: self.num_measured]

@@ -13,6 +13,7 @@ layers and networks: scaling a layer's features scales both sides of the constra
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args, overload
@@ -43,7 +44,8 @@ class LayerDiscarding:
         sigma: Standard deviation of the noise on each pixel and channel, the shape and units of the images.
         unseen: Bool of their shape: units that the features do not depend on, to first order; their sigma is the cap.
         ratio: Achieved E ||h(x') - f||^2 / (alpha delta_f^2) of each image `(N,)`, measured to 1.5 % if optimised,
-            otherwise with 8 noises, to about 10 %. 1 where the constraint holds, NaN where delta_f^2 is 0.
+            otherwise with 8 noises, to about 10 %. 1 where the constraint holds, NaN with a warning where delta_f^2 is
+            0.
         error: Standard error of `mean` by the choice of random vectors, `(N,)`; NaN after optimisation. That of a
             single H_i is 1 / sqrt(2 num_vjps).
         scale: delta_f^2 of the layer.
@@ -150,6 +152,11 @@ def strict_information_discarding(  # type: ignore[misc]  # the overloads leave 
         norms = column_norms(view, x, num_vjps=num_vjps, groups=groups, seed=seed)
         for name, norm in norms.items():
             delta, precision = _scale(name, norm, scale), None
+            if delta == 0 and scale is None:  # who gives a scale of 0 knows
+                warnings.warn(
+                    f"layer {name!r} does not depend on these {len(x)} inputs: SID is the cap, ratio is NaN",
+                    stacklevel=2,
+                )
             sigma, error = _closed_form(norm.sum(2, keepdim=True) if share_channels else norm, alpha * delta, max_sigma)
             if method == "optimized" and delta > 0:
                 sigma = optimize_sigma(

@@ -254,13 +254,18 @@ def test_integer_images_are_refused(tmp_path):
         fit(Bytes(), monitor(), folder=tmp_path, train=loader, validation=loader)
 
 
-def test_a_dead_layer_is_at_the_cap(tmp_path):
+def test_dead_layers_are_at_the_cap_and_named_once_per_measurement(tmp_path):
     class Dead(Net):
         def forward(self, x):
             return super().forward(x * 0)
 
-    found = logged(fit(Stranger(Dead()), monitor(max_sigma=2.0), folder=tmp_path, max_epochs=1))
+    looking = monitor(max_sigma=2.0, measure_untrained=False)
+    with pytest.warns(UserWarning, match="do not depend") as caught:
+        found = logged(fit(Stranger(Dead()), looking, folder=tmp_path, max_epochs=1))
+    lines = [str(warning.message) for warning in caught if "do not depend" in str(warning.message)]
+    assert lines == ["discarding: conv, fc1, fc2 do not depend on the input in epoch 0; SID is its cap"]
     assert found["SID/fc2"] == pytest.approx(float(reference.entropy(2.0)))
+    assert found["unseen/fc2"] == 1
 
 
 def test_vectors_have_no_maps_and_no_masks(tmp_path):
