@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from netprism.checks import check_tensor
 from netprism.distributed import rank_and_size
 from netprism.gates.cost import announce
-from netprism.gates.hamming import hamming, open_counts
+from netprism.gates.hamming import activation_rates, hamming, open_counts
 from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
 from netprism.gates.packing import PackedGates
 from netprism.gates.pair_sums import PairSums, pair_sums
@@ -128,9 +128,10 @@ def transformation_complexity(
     The total correlation is the entropy of independent gates with the same activation rates minus H, both smoothed by
     the kernel, and both leaving the sample itself out; see `netprism.gates.independence`.
 
-    Cost: n^2 d / 2 multiply-adds, d the gates of all layers, and C n d for C classes. Memory beside the packed gates
-    (n d / 8 bytes): 4 n^2 bytes and n * 33 kB for a run of gates. From 10 000 samples on a line of the log says both
-    before it begins. If shared, n^2 d / 2 and 4 n^2 are divided by the number of ranks.
+    Cost: n^2 d / 2 multiply-adds, d the gates of all layers. Memory beside the packed gates (n d / 8 bytes): 4 n^2
+    bytes and n * 33 kB for a run of gates; 4 d bytes of activation rates, and with the total correlation 14 d more.
+    From 10 000 samples on a line of the log says both before it begins. If shared, n^2 d / 2 and 4 n^2 are divided by
+    the number of ranks.
 
     Of gates that `record_gates(max_gates=m)` has kept, each stands for d / m gates of its layer: distances, bandwidths
     and sums over gates are scaled to all d. ResNet-8 on 500 photographs of 64 x 64, 16 384 to 65 536 gates in a layer,
@@ -163,10 +164,7 @@ def transformation_complexity(
     alphas = _alphas(packed, alpha)
     device = next(iter(packed.values())).bits.device
     classes = None if labels is None else _classes(labels, n).to(device)
-    counts = {name: _counts(layer, classes if total_correlation else None) for name, layer in packed.items()}
-    rates = {name: count[0] / n for name, count in counts.items()}
-    if not total_correlation:
-        counts = {name: [] for name in packed}
+    rates = {name: activation_rates(layer) for name, layer in packed.items()}
     widths = {
         name: alphas[name] * layer.stands_for * (layer.size if bandwidth == "dim" else _variance(rates[name]))
         for name, layer in packed.items()
@@ -176,14 +174,14 @@ def transformation_complexity(
     announce(n, sum(layer.size for layer in packed.values()), len(packed), device, ranks)
 
     within, behind = pair_sums(packed, widths, classes, shared)
-    rows = {
-        name: _row(within[name], classes, widths[name], marginals[name], counts[name], layer.stands_for, seed)
-        for name, layer in packed.items()
-    }
-    every_count = [torch.cat(of) for of in zip(*counts.values(), strict=True)]
-    every_one = torch.cat([rates[name].new_full((layer.size,), layer.stands_for) for name, layer in packed.items()])
-    all_layers, total = behind[next(iter(packed))], sum(marginals.values())
-    joint = _row(all_layers, classes, sum(widths.values()), total, every_count, every_one, seed)
+    sets = [*within.values(), behind[next(iter(packed))]]  # each layer, and all of them together
+    correlations = _total_correlations(packed, sets, widths, classes, seed) if total_correlation else [()] * len(sets)
+    every_marginal = [*marginals.values(), sum(marginals.values())]
+    *of_layers, joint = (
+        _row(sums, classes, marginal, *found)
+        for sums, marginal, found in zip(sets, every_marginal, correlations, strict=True)
+    )
+    rows = dict(zip(packed, of_layers, strict=True))
     return _complexity(n, rows, {name: _row(sums, classes) for name, sums in behind.items()}, rates, joint)
 
 
@@ -303,32 +301,65 @@ class _Row:
 def _row(
     sums: PairSums,
     classes: Tensor | None,
-    bandwidth: float = 0.0,
     marginal: float = 0.0,
-    counts: Sequence[Tensor] = (),
-    stands_for: float | Tensor = 1.0,
-    seed: int = 0,
+    total_correlation: float | None = None,
+    conditional_total_correlation: float | None = None,
 ) -> _Row:
-    """Entropies of gates with these sums; TC where there are counts of open gates, of all samples and by class."""
-    conditional_correlation = None
-    if classes is not None and counts:
-        sizes = classes.bincount()
-        of_classes = [
-            _total_correlation(sums.over_others_of_class[classes == m], of_class, bandwidth, seed, stands_for)
-            for m, of_class in enumerate(counts[1:])
-        ]
-        if None not in of_classes:
-            shares = zip(sizes.tolist(), of_classes, strict=True)
-            conditional_correlation = sum(size * (correlation or 0.0) for size, correlation in shares) / len(classes)
+    """Entropies of gates with these sums."""
     return _Row(
         entropy=float(_entropy(sums.over_all)),
         conditional=None if classes is None else float(_conditional_entropy(sums.over_class, classes)),
         marginal_entropy=marginal,
-        total_correlation=_total_correlation(sums.over_others, counts[0], bandwidth, seed, stands_for)
-        if counts
-        else None,
-        conditional_total_correlation=conditional_correlation,
+        total_correlation=total_correlation,
+        conditional_total_correlation=conditional_total_correlation,
     )
+
+
+def _total_correlations(
+    packed: Mapping[str, PackedGates],
+    sets: Sequence[PairSums],
+    widths: Mapping[str, float],
+    classes: Tensor | None,
+    seed: int,
+) -> list[tuple[float | None, float | None]]:
+    """TC, and TC given the class, of each layer and of all together.
+
+    The classes are taken one after another: counts of open gates of all of them would be C times as large as the rest.
+    """
+    of_all = _correlations_of(packed, [sums.over_others for sums in sets], widths, seed)
+    if classes is None:
+        return [(found, None) for found in of_all]
+    given: list[float | None] = [0.0] * len(sets)
+    for number, size in enumerate(classes.bincount().tolist()):
+        members = classes == number
+        of_class = _correlations_of(
+            packed, [sums.over_others_of_class[members] for sums in sets], widths, seed, members
+        )
+        for i, found in enumerate(of_class):
+            total = given[i]
+            given[i] = None if total is None or found is None else total + size * found
+    return [(of, None if total is None else total / len(classes)) for of, total in zip(of_all, given, strict=True)]
+
+
+def _correlations_of(
+    packed: Mapping[str, PackedGates],
+    over_others: Sequence[Tensor],
+    widths: Mapping[str, float],
+    seed: int,
+    members: Tensor | None = None,
+) -> list[float | None]:
+    """TC of some samples, all without `members` `(n,)`: of each layer, and of all together."""
+    every_count, found = [], []
+    for (name, layer), sums in zip(packed.items(), over_others, strict=False):
+        some = layer if members is None else replace(layer, bits=layer.bits[members])
+        every_count.append(open_counts(some)[0].int())
+        found.append(_total_correlation(sums, every_count[-1], widths[name], seed, layer.stands_for))
+    counts = torch.cat(every_count)
+    every_count.clear()
+    stands_for: float | Tensor = 1.0
+    if any(layer.stands_for != 1.0 for layer in packed.values()):
+        stands_for = torch.cat([counts.new_full((e.size,), e.stands_for, dtype=torch.float32) for e in packed.values()])
+    return [*found, _total_correlation(over_others[-1], counts, sum(widths.values()), seed, stands_for)]
 
 
 def _total_correlation(
@@ -341,12 +372,6 @@ def _total_correlation(
     own = (math.log2(n - 1) - over_others).mean()
     bias = null_bias(counts, n, bandwidth, seed, stands_for)
     return float(smoothed_cross_entropy(counts, n, bandwidth, stands_for) - own + bias)
-
-
-def _counts(layer: PackedGates, classes: Tensor | None) -> list[Tensor]:
-    """How many samples have each gate open: int64 `(d,)` of all samples, and of each class."""
-    counts = open_counts(layer, classes)
-    return [counts.sum(0)] if classes is None else [counts.sum(0), *counts]
 
 
 def _complexity(

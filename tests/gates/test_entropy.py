@@ -6,6 +6,7 @@ import torch
 from reference import entropy as reference
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KernelDensity
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from netprism.gates.entropy import kde_entropy, pairwise_hamming, transformation_complexity
 from netprism.gates.packing import PackedGates
@@ -294,6 +295,29 @@ def test_bad_input_is_named(network, change, message):
     arguments = {"gates": gates, "labels": labels} | change
     with pytest.raises((ValueError, TypeError), match=message):
         transformation_complexity(**arguments)
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that an operator has returned."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.nbytes)
+        return out
+
+
+def test_no_tensor_is_larger_than_one_float64_per_gate_whatever_the_number_of_classes():
+    d = 2**17
+    bits = torch.randint(256, (8, d // 8), dtype=torch.uint8)
+    gates = {name: PackedGates(bits, (d // 2**8, 16, 16), "conv") for name in "ab"}
+    with Largest() as largest:
+        found = transformation_complexity(gates, torch.arange(8) % 4)
+    assert found.joint_conditional_total_correlation is not None
+    assert d < largest.bytes <= 8 * 2 * d
 
 
 def test_layers_with_different_samples_are_named(network):
