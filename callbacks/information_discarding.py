@@ -101,10 +101,8 @@ before the layer reacts | nat | to log max_sigma + C | |
         layers = self._layers(view, data)
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
-        if blind := [layer for layer, value in scale.items() if value == 0]:
-            rank_zero_warn(
-                f"{self.name}: {', '.join(blind)} do not depend on the input in epoch {epoch}; SID is its cap"
-            )
+        if blind := ", ".join(layer for layer, value in scale.items() if value == 0):
+            rank_zero_warn(f"{self.name}: {blind} do not depend on the input in epoch {epoch}; SID is its cap")
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
         self.images = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
         self.indices = [i for indices in data.batches for i in indices][: self.num_measured]
