@@ -125,14 +125,28 @@ def _without_defaults(node: Any) -> Any:  # noqa: ANN401 - a part of a config
     if not isinstance(node, dict):
         return node
     if isinstance(node.get("class_path"), str) and isinstance(node.get("init_args"), dict):
-        node = {**node, "init_args": _changed(node["init_args"], node["class_path"])}
+        changed = _changed(node["init_args"], node["class_path"])
+        node = {name: part for name, part in node.items() if name != "init_args"}
+        if changed:  # a class that has its first option now, at its default, is the one that had none
+            node["init_args"] = changed
     return {name: _without_defaults(part) for name, part in node.items()}
 
 
 def _changed(arguments: Config, class_path: str) -> Config:
     """The arguments of a class that differ from its defaults."""
     defaults = _defaults(class_path)
-    return {name: value for name, value in arguments.items() if name not in defaults or value != defaults[name]}
+    return {
+        name: value for name, value in arguments.items() if name not in defaults or not _same(value, defaults[name])
+    }
+
+
+def _same(one: Any, other: Any) -> bool:  # noqa: ANN401 - what JSON holds
+    """Whether two values are equal; true is not 1, as it is in Python."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(part, other[name]) for name, part in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 @cache

@@ -78,3 +78,13 @@ def test_a_network_counts_as_the_run_that_it_is_of_wherever_that_lies(tmp_path):
     assert keys["here"] == keys["there"] != keys["other"]
     last = config_key(changed("model.teacher.init_args.checkpoint", f"{tmp_path}/here/checkpoints/last.ckpt"))
     assert last != keys["here"]
+
+
+def test_the_first_option_of_a_class_changes_no_key_and_true_is_not_one():
+    def key(**node):
+        return config_key(changed("trainer.callbacks", [{"class_path": "netprism.callbacks.GatingEntropy", **node}]))
+
+    assert key() == key(init_args={}) == key(init_args={"max_gates": None, "measure_untrained": True})
+    assert key() != key(init_args={"measure_untrained": 1})
+    assert key() != key(init_args={"every_n_epochs": True}), "every epoch is the default"
+    assert key() == key(init_args={"every_n_epochs": 1})
