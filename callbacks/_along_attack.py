@@ -20,6 +20,7 @@ def along_attack(
     projection: EpochProjection,
     batch: Batch,
     *,
+    categories: Sequence[int],
     layers: Sequence[str],
     logits_layer: str,
     max_grid: int,
@@ -33,6 +34,7 @@ def along_attack(
         view: The network.
         projection: Of its regional features.
         batch: n images with classes.
+        categories: Classes of the images, rising.
         layers: Names of layers with feature maps.
         logits_layer: The layer of the logits.
         max_grid: Largest number of rows and of columns of regions.
@@ -42,8 +44,9 @@ def along_attack(
 
     Returns:
         "image" and "attacked", the images before and after; "before" and "after", whether they are classified
-        correctly; and "path/<layer>", the projected regions h before the attack and after each step,
-        `(n, steps + 1, R, d)`.
+        correctly; "true" and "wrong", the places in `categories` of the true class and of the wrong one that an image
+        is taken for after the attack, -1 where there is none; and "path/<layer>", the projected regions h before the
+        attack and after each step, `(n, steps + 1, R, d)`.
 
     Raises:
         ValueError: The inputs are no images, or have no classes; otherwise see `netprism.interventions.pgd`.
@@ -64,5 +67,9 @@ def along_attack(
     ]  # fmt: skip
     projected = [projection(features) for features in seen]
     right = {key: (seen[i].logits.argmax(1) == batch.labels).float() for key, i in (("before", 0), ("after", -1))}
+    chosen, decided = torch.tensor(categories, device=batch.labels.device), seen[-1].logits.argmax(1)
+    hits = (decided[:, None] == chosen) & (decided != batch.labels)[:, None]
+    right["true"] = torch.searchsorted(chosen, batch.labels)
+    right["wrong"] = torch.where(hits.any(1), hits.int().argmax(1), -1)
     images = {"image": path[0].float(), "attacked": path[-1].float()}
     return right | images | {f"path/{layer}": torch.stack([h[layer] for h in projected], 1) for layer in layers}

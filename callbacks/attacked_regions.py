@@ -37,9 +37,12 @@ class AttackedRegions(Monitor):
     | `attack/damaged/<layer>` | the same, by way of a step where they are not important | region | 0 to R | lower |
     | `attack/created/<layer>` | unimportant regions that become important | region | 0 to R | lower |
     | `attack/lost/<layer>` | important regions that become unimportant | region | 0 to R | lower |
+    | `attack/utility/<layer>` | p(true class) before, of regions important for the wrong one after | 1 | 0 to 1 | |
+    | `attack/new/<layer>` | fraction of these regions with at most `tau` before | 1 | 0 to 1 | |
 
-    The last four are means over the images. At the end of the training `<log_dir>/figures` gets curves along the attack
-    and the four kinds of regions on images.
+    Numbers of regions are means over the images; the last two are NaN where no image is taken for a wrong class. At the
+    end of the training `<log_dir>/figures` gets curves along the attack, the four kinds of regions on images, and
+    histograms of p(true class).
 
     Cost per measurement: `steps` passes forward and back and `steps` + 1 forward, and the fit of `KnowledgePoints`.
 
@@ -110,19 +113,21 @@ class AttackedRegions(Monitor):
         for layer in self.layers:
             projection.fit_regions(layer, features)
         reading: dict[str, Any] = {"layers": self.layers, "logits_layer": logits_layer, "max_grid": self.max_grid}
+        reading["categories"] = categories
         attack: dict[str, Any] = {"eps": self.eps, "steps": self.steps, "pixels": self.pixels}
         look = partial(along_attack, view, projection, **reading, **attack)
         rows = {key: value.to(view.device) for key, value in view.collect(data, look, "attack").items()}
         mu, pi = projection.samples.directions, projection.samples.priors
+        options: dict[str, Any] = {"classes": (rows["true"], rows["wrong"]), "tau": self.tau}
         found = {
-            layer: region_changes(path := rows[f"path/{layer}"], mu.to(path), pi.to(path), tau=self.tau)
+            layer: region_changes(path := rows[f"path/{layer}"], mu.to(path), pi.to(path), **options)
             for layer in self.layers
         }
         self.shown = figures.shown(found, {layer: features.grid(layer) for layer in self.layers}, rows)
         values = {"accuracy": float(rows["after"].mean()), "clean_accuracy": float(rows["before"].mean())}
         for layer, regions in found.items():
             values |= {f"cosine/{layer}": float(regions.cosine[-1]), f"strength/{layer}": float(regions.strength[-1])}
-            values |= {f"{kind}/{layer}": count for kind, count in regions.counts().items()}
+            values |= {f"{kind}/{layer}": count for kind, count in (regions.counts() | regions.before()).items()}
         return values
 
     def draw(self, trainer: pl.Trainer) -> None:

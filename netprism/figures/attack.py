@@ -16,7 +16,9 @@ from torch import Tensor
 from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save, styled
 from netprism.interventions.regions import KINDS, RegionChanges
 
-Shown = dict[str, Any]  # kept in checkpoints: images, attacked, layers -> cosine, strength, kinds, counts, grid
+Shown = dict[
+    str, Any
+]  # kept in checkpoints: images, attacked, layers -> cosine, strength, kinds, counts, utilities, tau, grid
 
 IMAGES = 4  # images that are drawn
 COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#009E73")  # Okabe and Ito's, one per kind
@@ -44,6 +46,8 @@ def shown(
             "strength": changes.strength.float().cpu(),
             "kinds": changes.kinds[:IMAGES].cpu(),
             "counts": changes.counts(),
+            "utilities": changes.utilities.float().cpu(),
+            "tau": changes.tau,
             "grid": grids[layer],
         }
         for layer, changes in found.items()
@@ -53,8 +57,9 @@ def shown(
 
 @styled
 def draw(history: History, of: Shown, folder: Path, name: str = "attack") -> list[Path]:
-    """Draws `<name>_steps.png` and, of images, `<name>_regions.png`; returns the files."""
+    """Draws `<name>_{steps,utilities}.png` and, of images, `<name>_regions.png`; returns the files."""
     drawn = [save(_steps(history, of), folder / f"{name}_steps.png")]
+    drawn.append(save(_utilities(of), folder / f"{name}_utilities.png"))
     if of["images"].dim() == 4:
         drawn.append(save(_regions(of), folder / f"{name}_regions.png"))
     return drawn
@@ -95,6 +100,22 @@ def _bars(axes: Axes, layers: Mapping[str, Mapping[str, Any]]) -> None:
     axes.set_ylim(0, 1.6 * max(below.max(), 1e-3))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="x-small", loc="upper left")
+
+
+def _utilities(of: Shown) -> Figure:
+    layers = of["layers"]
+    figure = Figure(figsize=(2.8 * len(layers) + 0.6, 2.6), layout="constrained")
+    grid = figure.subplots(1, len(layers), squeeze=False)[0]
+    for axes, (layer, values) in zip(grid, layers.items(), strict=True):
+        axes.hist(values["utilities"].numpy(), bins=np.linspace(0, 1, 21), color=COLORS[2])
+        axes.axvline(values["tau"], color="0.3", linestyle="--", linewidth=1)
+        axes.set_title(f"{layer}: {len(values['utilities'])} regions", fontsize="medium")
+        axes.set_xlim(0, 1)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("regions important\nfor the wrong class after")
+    figure.supxlabel("p(true class | h) before the attack; dashed: tau", fontsize="medium")
+    return figure
 
 
 def _regions(of: Shown) -> Figure:

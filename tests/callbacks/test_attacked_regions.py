@@ -29,13 +29,13 @@ def run(folder, *callbacks, **options):
 
 def test_keys_figures_and_that_the_training_does_not_notice(tmp_path):
     trainer, state = run(tmp_path / "with", AttackedRegions(**SHORT))
-    of_layer = {f"{key}/conv" for key in ("cosine", "strength", *KINDS)}
+    of_layer = {f"{key}/conv" for key in ("cosine", "strength", *KINDS, "utility", "new")}
     found = {k.removeprefix("attack/"): float(v) for k, v in trainer.callback_metrics.items() if "attack/" in k}
     assert set(found) == {"accuracy", "clean_accuracy", *of_layer}
     assert 0 <= found["accuracy"] <= found["clean_accuracy"] <= 1
     assert -1 <= found["cosine/conv"] < 1
     names = sorted(file.name for file in figures_of(tmp_path / "with").iterdir())
-    assert names == ["attack_regions.png", "attack_steps.png"]
+    assert names == ["attack_regions.png", "attack_steps.png", "attack_utilities.png"]
     _, without = run(tmp_path / "without")
     assert all(torch.equal(a, b) for a, b in zip(state, without, strict=True))
 

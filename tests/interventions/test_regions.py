@@ -31,6 +31,19 @@ def test_directions_and_strengths_along_the_attack():
     assert region_changes(torch.zeros(1, 2, 3, 2), torch.eye(2), HALF, tau=0.6).strength.tolist() == [-1, -1]
 
 
+def test_what_decides_for_the_wrong_class_after_and_was_worth_before():
+    """Three images of class 0 with three regions; the first is taken for class 1, the others are not."""
+    before, after = torch.tensor([EAST, NORTH, NOWHERE]), torch.tensor([NORTH, NORTH, EAST])
+    path = torch.stack([before, after]).expand(3, 2, 3, 2)
+    true, wrong = torch.zeros(3, dtype=torch.long), torch.tensor([1, -1, -1])
+    found = region_changes(path, torch.eye(2), HALF, classes=(true, wrong), tau=0.6)
+    assert found.utilities.tolist() == pytest.approx([1, 0], abs=1e-6)
+    assert found.before() == pytest.approx({"utility": 0.5, "new": 0.5})
+    none = region_changes(path, torch.eye(2), HALF, classes=(true, wrong.clamp(max=-1)), tau=0.6).before()
+    assert none["new"] != none["new"], "NaN"
+    assert len(region_changes(path, torch.eye(2), HALF, tau=0.6).utilities) == 0, "no classes, no regions"
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="expected \\(N, S \\+ 1, R, d\\) with S >= 1"):
         region_changes(torch.zeros(1, 1, 3, 2), torch.eye(2), HALF)
