@@ -2,48 +2,46 @@
 
     python docs/studies/regressor.py TABLE.csv [FIGURE.png]
 
-The table has a row for each network and order, as `netprism.components.component_ratios` reads them, and the columns
-model, train_samples, test_accuracy (per cent) and test_loss. Takes 17 s on one core of an AMD EPYC.
+The table is `runs.csv` of the study `components/sample_size` or of one with its columns, see
+`netprism.studies.regression`, or the published one: a row for each network and order, as
+`netprism.components.component_ratios` reads them, and the columns model, train_samples, test_accuracy (per cent) and
+test_loss. Takes 7 CPU seconds on an AMD EPYC.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from itertools import groupby
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from netprism.components.regressor import component_ratios, cross_validate, fit_plane
+from netprism.components.disentangler import FEW_ORDERS
 from netprism.figures._common import save
-from netprism.figures.regressor import regression_plane
+from netprism.studies.regression import planes, tables
+from netprism.studies.table import with_spreads
+
+
+def as_record(row: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a row of the published table as a record of a study."""
+    parts = {
+        part: float(row[f"var_{part}_component"]) / float(row["var_feature"]) for part in ("reliable", "unreliable")
+    }
+    performance = {"accuracy": float(row["test_accuracy"]), "loss": float(row["test_loss"])}
+    return {"label": row["model"], "train samples": row["train_samples"], "order": row["order"], **parts, **performance}
 
 
 def main(table: str, picture: str | None = None) -> None:
-    """Prints the errors of four regressions for accuracy and loss; draws the plane of the accuracy."""
-    with open(table) as file:
-        rows = list(csv.DictReader(file))
-    networks = [list(group) for _, group in groupby(rows, key=lambda row: (row["model"], row["train_samples"]))]
-    ratios = np.array([component_ratios(network) for network in networks])
-    samples = np.log([[float(network[0]["train_samples"])] for network in networks])
-    numbers = {
-        "8 numbers": ratios,
-        "4 reliable": ratios[:, :4],
-        "4 unreliable": ratios[:, 4:],
-        "log training samples": samples,
-        "none: the mean": np.zeros_like(samples),
-    }
-    for column, unit in (("test_accuracy", "points"), ("test_loss", "nats")):
-        performance = np.array([float(network[0][column]) for network in networks])
-        print(f"{column}: {performance.min():.2f} to {performance.max():.2f} {unit}, mean absolute error from")
-        for name, features in numbers.items():
-            found = cross_validate(features, performance)
-            print(f"  {name:22}{found.error:6.2f} (per division: +- {found.spread:.2f})")
+    """Prints errors and weights of the regressions for accuracy and loss; draws the plane of the accuracy."""
+    with open(table, encoding="utf-8", newline="") as file:
+        records: list[dict[str, Any]] = list(csv.DictReader(file))
+    if records and "var_feature" in records[0]:
+        records = [as_record(row) for row in records]
+    records = [record for record in records if int(record["order"]) in FEW_ORDERS]
+    for rows in tables(records).values():
+        print(with_spreads(rows))
     if picture:
-        accuracy = [float(network[0]["test_accuracy"]) for network in networks]
-        models = [network[0]["model"] for network in networks]
-        save(regression_plane(fit_plane(ratios, accuracy), accuracy, models, "test accuracy, %"), Path(picture))
+        save(planes(records)["regressor"], Path(picture))
 
 
 if __name__ == "__main__":

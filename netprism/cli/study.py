@@ -21,7 +21,7 @@ from netprism.studies.grid import short, text
 from netprism.studies.page import page
 from netprism.studies.points import LOG, Point
 from netprism.studies.study import Study, find_study, listing
-from netprism.studies.table import markdown, summarise
+from netprism.studies.table import Rows, markdown, summarise, with_spreads
 from netprism.studies.values import Record, records
 
 POLL = 0.05  # seconds between two looks at the runs at work
@@ -217,6 +217,7 @@ def collect(study: Study, points: Sequence[Point]) -> Path:
     by, quantities = study.grouped(), list(study.read)
     table = ""
     figures: list[str] = []
+    further: dict[str, str] = {}
     if found:
         rows = summarise(found, by, quantities)
         table = markdown(rows, by, quantities, study.label)
@@ -224,9 +225,17 @@ def collect(study: Study, points: Sequence[Point]) -> Path:
         write_table(folder / "table.csv", [{key: _cell(value) for key, value in row.items()} for row in rows])
         write_text(folder / "table.md", table)
         figures = draw(study, own, found, folder)
+        further = tabulate(study, found, folder)
     verdicts = [check(claim, found) for claim in study.claims] if found else []
-    write_text(folder / "study.md", page(study, points, verdicts, table, figures))
-    print("", table, *(f"{verdict.says}: {verdict} ({verdict.measured})" for verdict in verdicts), "", sep="\n")
+    write_text(folder / "study.md", page(study, points, verdicts, table, figures, further))
+    print(
+        "",
+        table,
+        *further.values(),
+        *(f"{verdict.says}: {verdict} ({verdict.measured})" for verdict in verdicts),
+        "",
+        sep="\n",
+    )
     print(f"page    {display_path(folder / 'study.md')}\ntable   {display_path(folder / 'table.csv')}")
     for name in figures:
         print(f"figure  {display_path(folder / name)}")
@@ -261,13 +270,25 @@ def draw(study: Study, points: Sequence[Point], found: Sequence[Record], folder:
     if study.figure:
         figures["figure"] = study_figure(found, study.figure, study.label)
     if study.draw:
-        module, _, name = study.draw.rpartition(".")
-        function: Callable[..., Mapping[str, Any]] = getattr(importlib.import_module(module), name)
-        figures |= function(found, [point.folder for point in points if point.done])
+        figures |= _function(study.draw)(found, [point.folder for point in points if point.done])
     for name, figure in figures.items():
         for suffix in (".png", ".pdf"):
             write_whole(folder / f"{name}{suffix}", partial(figure.savefig, dpi=150))
     return [f"{name}.png" for name in figures]
+
+
+def tabulate(study: Study, found: Sequence[Record], folder: Path) -> dict[str, str]:
+    """Writes the further tables, `<name>.csv`; returns them as Markdown by their names."""
+    tables: Mapping[str, Rows] = _function(study.tabulate)(found) if study.tabulate else {}
+    for name, rows in tables.items():
+        write_table(folder / f"{name}.csv", [{key: _cell(value) for key, value in row.items()} for row in rows])
+    return {name: with_spreads(rows) for name, rows in tables.items()}
+
+
+def _function(name: str) -> Callable[..., Mapping[str, Any]]:
+    module, _, attribute = name.rpartition(".")
+    function: Callable[..., Mapping[str, Any]] = getattr(importlib.import_module(module), attribute)
+    return function
 
 
 def _cell(value: object) -> object:

@@ -19,9 +19,10 @@ from netprism.studies.grid import Setting, text
 from netprism.studies.points import Point
 from netprism.studies.study import Study
 
-TEACHER = "teacher."  # before options of the training of an analysed network
+TEACHER = "teacher."  # before options of the training of analysed networks; `teacher.0.` of the first one alone
 ARGUMENT = "measure."  # before arguments of the measuring function
 NOT_OPTIONS = ("experiment", "label", "seed")
+Training = tuple[str, str, Path, tuple[Path, ...]]
 
 
 class Planner:
@@ -36,6 +37,7 @@ class Planner:
         self.experiments, self.args = experiments, args
         self.reader = ConfigReader()
         self._finished: dict[str, dict[str, Path]] = {}
+        self._networks: dict[str, Training] = {}
 
     def plan(self, study: Study) -> list[Point]:
         """Returns the runs of a study: first the networks that others look into, then one per setting in its order.
@@ -45,6 +47,7 @@ class Planner:
         """
         points: list[Point] = []
         networks: dict[Path, Point] = {}
+        self._networks = {}
         for setting in tqdm(study.settings(), f"{study.name}: configs", leave=False, disable=None):
             points.append(self._point(study, setting, networks))
         return [*networks.values(), *points]
@@ -75,17 +78,22 @@ class Planner:
 
     def _training(
         self, experiment: str, options: Mapping[str, Any], of_teacher: Mapping[str, Any], networks: dict[Path, Point]
-    ) -> tuple[str, str, Path, tuple[Path, ...]]:
+    ) -> Training:
         """Returns the text of the config, its key, the folder of the run, and those of the runs before it."""
         path = self.experiments.get(experiment, Path(experiment))
         if not path.is_file():
             raise argparse.ArgumentError(None, f"no file and no experiment {experiment!r}")
         config = self.reader.resolved(path, [*_arguments(options), *self.args])
         needs = []
-        for analysed in teachers_in(config):
+        of_all = {name: value for name, value in of_teacher.items() if not name.partition(".")[0].isdigit()}
+        for number, analysed in enumerate(teachers_in(config)):
             name = analysed["experiment"]
-            text_of, key, folder, before = self._training(name, of_teacher, of_teacher, networks)
-            setting = {"experiment": name, **of_teacher, "seed": of_teacher["seed_everything"]}
+            own = {**of_all, **_below(f"{number}.", of_teacher)}
+            asked = json.dumps([name, own, of_all], sort_keys=True)  # many runs look into the same network
+            if asked not in self._networks:
+                self._networks[asked] = self._training(name, own, of_all, networks)
+            text_of, key, folder, before = self._networks[asked]
+            setting = {"experiment": name, **own, "seed": own["seed_everything"]}
             networks.setdefault(folder, Point(setting, key, folder, name, text_of, needs=before))
             analysed["checkpoint"] = display_path(folder / "checkpoints" / "best.ckpt")
             needs.append(folder)

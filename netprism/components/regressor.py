@@ -13,7 +13,7 @@ Source: Ren et al. 2020, appendix K, table 2, figure 18, https://arxiv.org/abs/2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import ShuffleSplit, cross_val_score
+from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
 
 from netprism.checks import check_number
 from netprism.components.disentangler import FEW_ORDERS
@@ -38,12 +38,19 @@ class CrossValidation:
         spread: Standard deviation of the mean absolute error of one division.
         lowest: Lowest of the values that were to be predicted, over all networks.
         highest: Highest of these values.
+        weights: Weight of each number, mean over the divisions: alpha of the reliable parts, then beta of the others.
+        weight_spreads: Standard deviation of each weight over the divisions. They share most of their networks, so that
+            other networks would change the weights by more.
+        intercept: Value where all numbers are 0, mean over the divisions.
     """
 
     error: float
     spread: float
     lowest: float
     highest: float
+    weights: tuple[float, ...]
+    weight_spreads: tuple[float, ...]
+    intercept: float
 
 
 @dataclass(frozen=True)
@@ -100,18 +107,25 @@ def component_ratios(rows: Sequence[Mapping[str, Any]], orders: Sequence[int] = 
 
 
 def cross_validate(
-    ratios: ArrayLike, performance: ArrayLike, repeats: int = 1000, test_fraction: float = 0.2, seed: int = 0
+    ratios: ArrayLike,
+    performance: ArrayLike,
+    repeats: int = 1000,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> CrossValidation:
     """Returns the error of a linear regression with an intercept, fitted on random parts of the networks.
 
-    Cost: one least-squares fit per repeat; 1000 of them took 1.6 s on one core.
+    Cost: one least-squares fit per repeat; 1000 of them took .2 s on one core.
 
     Args:
         ratios: Array `(n, features)`, a row per network (`component_ratios`), or any other numbers to compare with.
         performance: Array `(n,)`, accuracy or loss.
         repeats: Number of random divisions of the networks.
-        test_fraction: Fraction of the networks that is predicted.
+        test_fraction: Fraction of the networks, or of the groups, that is predicted.
         seed: Seed of the divisions.
+        groups: The n groups of the networks. A group is predicted as a whole: with the seeds of one setting in a group,
+            no network is predicted from one that differs by its initial weights alone. None divides the networks.
 
     Raises:
         ValueError: The shapes do not fit, there are fewer networks than the regression has unknowns, or a number is not
@@ -119,12 +133,32 @@ def cross_validate(
     """
     x, y = _checked(ratios, performance)
     check_number("repeats", repeats, least=1)
-    shuffle = ShuffleSplit(repeats, test_size=test_fraction, random_state=seed)
-    seen = len(next(shuffle.split(x))[0])
+    number: NDArray[np.int64] | None = None
+    if groups is not None:
+        if len(groups) != len(y):
+            raise ValueError(f"the number of groups is {len(groups)}; expected {len(y)}, one per network")
+        known = list(dict.fromkeys(groups))
+        number = np.array([known.index(group) for group in groups])
+    kind = ShuffleSplit if groups is None else GroupShuffleSplit
+    parts = list(kind(repeats, test_size=test_fraction, random_state=seed).split(x, y, number))
+    seen = min(len(part) for part, _ in parts)
     if seen <= x.shape[1]:
         raise ValueError(f"the number of networks to fit is {seen}; expected {x.shape[1] + 1} or more, one per unknown")
-    errors = -cross_val_score(LinearRegression(), x, y, cv=shuffle, scoring="neg_mean_absolute_error")
-    return CrossValidation(float(errors.mean()), float(errors.std()), float(y.min()), float(y.max()))
+    errors, weights, intercepts = np.empty(repeats), np.empty((repeats, x.shape[1])), np.empty(repeats)
+    for i, (fitted, predicted) in enumerate(parts):
+        mean_x, mean_y = x[fitted].mean(axis=0), y[fitted].mean()
+        weights[i] = np.linalg.lstsq(x[fitted] - mean_x, y[fitted] - mean_y, rcond=None)[0]
+        intercepts[i] = mean_y - mean_x @ weights[i]
+        errors[i] = np.abs(x[predicted] @ weights[i] + intercepts[i] - y[predicted]).mean()
+    return CrossValidation(
+        float(errors.mean()),
+        float(errors.std()),
+        float(y.min()),
+        float(y.max()),
+        tuple(weights.mean(axis=0).tolist()),
+        tuple(weights.std(axis=0).tolist()),
+        float(intercepts.mean()),
+    )
 
 
 def fit_plane(ratios: ArrayLike, performance: ArrayLike) -> Plane:

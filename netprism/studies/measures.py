@@ -6,6 +6,7 @@ that need it.
 
 from __future__ import annotations
 
+import csv
 import math
 from functools import partial
 from itertools import combinations, pairwise
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from netprism.datamodules import ImageDataModule
+    from netprism.datamodules.base import Split
     from netprism.knowledge.points import KnowledgePointCounts
 
 Rows = list[dict[str, Any]]
@@ -228,6 +230,62 @@ def roles(run: Path, name: str = "attack") -> Rows:
     return rows
 
 
+def reliable_components(run: Path) -> Rows:
+    """Returns a row per order: the components of the first network of a run, and what this network can do.
+
+    Args:
+        run: Folder of a finished run of a `ReliableDisentangler`.
+
+    Returns:
+        order; of test images, as fractions of Var[f]: significance, reliable and unreliable, what is new at this order
+        in Phi^(l) and in its two parts, unexplained, what psi misses of f; reliability, that of Phi^(l). effectiveness,
+        nats per unit of f, of the images that the network has learned; overfitting; phi_accuracy, the accuracy on test
+        images with Phi^(l) in place of f. Of the network: train_samples, the number of images that it has learned,
+        accuracy and loss of test images, train_accuracy and train_loss, losses in nats.
+
+    Source: Ren et al. 2020, section 3 and appendix K, https://arxiv.org/abs/2006.15920.
+    """
+    import torch
+
+    from netprism.components.measures import overfitting
+    from netprism.lightning_modules import ReliableDisentangler
+    from netprism.metrics import ComponentMetric
+    from netprism.runs.teachers import trained
+
+    table = run / "figures" / "reliability.csv"
+    if not table.is_file():
+        raise ValueError(f"{run} has no figures/reliability.csv; expected a finished run of a ReliableDisentangler")
+    with table.open(encoding="utf-8", newline="") as file:
+        measured = [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    networks = [network["init_args"] for network in _options(run, "model.init_args.teachers")]
+    images = {"train": _images(networks[0]["checkpoint"], "train"), "test": _images(networks[0]["checkpoint"], "test")}
+    module = ReliableDisentangler.load_from_checkpoint(
+        run / "checkpoints" / "last.ckpt",  # its table is of the last epoch
+        map_location="cpu",
+        weights_only=True,
+        teachers=[trained(**options) for options in networks],
+        input_shape=tuple(images["test"][0].shape[1:]),
+    ).eval()
+    found = {}
+    with torch.no_grad():
+        for split, (x, labels) in images.items():
+            module.cuts[0].find_head(x[:2])
+            metric = ComponentMetric(module.orders)
+            metric.update(module.cuts[0].feature(x), module(x)[0], module.cuts[0].head, labels)
+            found[split] = metric.components()
+    train, test = found["train"], found["test"]
+    own = {"train_samples": train.samples, "accuracy": test.feature_accuracy, "loss": test.feature_loss}
+    own |= {"train_accuracy": train.feature_accuracy, "train_loss": train.feature_loss}
+    rows: Rows = []
+    each = zip(measured, train.effectiveness or (), overfitting(train, test), test.accuracy or (), strict=True)
+    for row, effectiveness, excess, accuracy in each:
+        new = {name: row[f"var_{name}_component"] / row["var_feature"] for name in ("reliable", "unreliable")}
+        new |= {"significance": row["var_component"] / row["var_feature"], "unexplained": row["unexplained"]}
+        new |= {"reliability": row["reliability"], "effectiveness": effectiveness, "overfitting": excess}
+        rows.append({"order": int(row["order"]), **new, "phi_accuracy": accuracy, **own})
+    return rows
+
+
 def coherency(run: Path, images: int = 8, factor: float = 4.0) -> Rows:
     """Returns a row per measure and layer: how much its map changes when the function of the network does not.
 
@@ -284,6 +342,19 @@ def _data(run: Path) -> ImageDataModule:
     return data_of_run(str(run / "checkpoints" / "best.ckpt"), None)
 
 
+def _images(checkpoint: str, split: Split) -> tuple[Tensor, Tensor]:
+    """The images of a split that the run of a checkpoint has used, all of them, with their classes."""
+    import torch
+
+    from netprism.analysis.networks import data_of_run
+
+    data = data_of_run(checkpoint, None)
+    data.setup("fit")
+    chosen = data.monitor_dataset(split)
+    images, labels = zip(*(chosen[i][:2] for i in range(len(chosen))), strict=True)  # type: ignore[arg-type]
+    return torch.stack(images), torch.tensor(labels)
+
+
 def _trained(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
     """The network of a run, with its test images and their classes, in an order that mixes the classes."""
     import torch
@@ -300,12 +371,17 @@ def _trained(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
 
 def _teacher(run: Path) -> list[nn.Module]:
     """The network that the student of a run has mimicked; none of a run without a student."""
-    from omegaconf import OmegaConf
-
     from netprism.runs.teachers import trained
 
-    options = OmegaConf.select(OmegaConf.load(run / "config.yaml"), "model.init_args.teacher.init_args")
+    options = _options(run, "model.init_args.teacher.init_args")
     return [] if options is None else [trained(**options)]
+
+
+def _options(run: Path, name: str) -> Any:  # noqa: ANN401 - what an option holds
+    """An option of a run; None where it has none of this name."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.select(OmegaConf.load(run / "config.yaml"), name)
 
 
 def _accuracy(net: nn.Module, x: Tensor, labels: Tensor) -> float:

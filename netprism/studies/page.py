@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netprism.runs.folder import display_path
 from netprism.studies.claims import Verdict
@@ -11,7 +11,14 @@ from netprism.studies.points import Point
 from netprism.studies.study import Study
 
 
-def page(study: Study, points: Sequence[Point], verdicts: Sequence[Verdict], table: str, figures: Sequence[str]) -> str:
+def page(
+    study: Study,
+    points: Sequence[Point],
+    verdicts: Sequence[Verdict],
+    table: str,
+    figures: Sequence[str],
+    further: Mapping[str, str],
+) -> str:
     """Returns `study.md`.
 
     Args:
@@ -20,6 +27,7 @@ def page(study: Study, points: Sequence[Point], verdicts: Sequence[Verdict], tab
         verdicts: The paper's findings, checked.
         table: The Markdown table.
         figures: Names of the pictures beside the page.
+        further: Other Markdown tables, by their names.
     """
     done = [point for point in points if point.done]
     parts = [f"# {study.title}", study.asks]
@@ -41,6 +49,8 @@ def page(study: Study, points: Sequence[Point], verdicts: Sequence[Verdict], tab
         parts.append(f"![{study.title}]({name})")
     if study.caption and figures:
         parts.append(study.caption)
+    for name, other in further.items():
+        parts.append(f"## {study.label(name).capitalize()}\n\n{other}")
     parts.append(f"## The numbers\n\n{table or 'No run is finished.'}")
     if failed := [point for point in points if point.state() == "failed"]:
         lines = [f"- {text(point.setting)}: {point.reason()} (`{display_path(point.folder)}`)" for point in failed]

@@ -49,7 +49,8 @@ class Study:
         labels: {option or quantity: words with a unit}, for table and figure.
         claims: What the paper found, as statements to check; see `netprism.studies.claims`.
         figure: Panels of the figure; see `netprism.figures.study`.
-        draw: Function of the records that draws further figures, as a dotted name.
+        draw: Function of the records and the folders of the runs that draws further figures, as a dotted name.
+        tabulate: Function of the records that makes further tables, {name: rows}, as a dotted name.
         caption: Text below the figure.
     """
 
@@ -76,6 +77,7 @@ class Study:
     claims: list[dict[str, Any]] = field(default_factory=list)
     figure: list[dict[str, Any]] = field(default_factory=list)
     draw: str | None = None
+    tabulate: str | None = None
     caption: str = ""
 
     def settings(self) -> list[Setting]:

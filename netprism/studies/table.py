@@ -53,6 +53,24 @@ def markdown(rows: Rows, by: Sequence[str], quantities: Sequence[str], label: Ca
     return "\n".join(lines) + "\n"
 
 
+def with_spreads(rows: Rows) -> str:
+    """Returns rows as a Markdown table; a column `NAME sd` is the spread of the column `NAME`, and joins it.
+
+    >>> print(with_spreads([{"from": "a", "error": 0.51234, "error sd": 0.02}]), end="")
+    | from | error |
+    | --- | --- |
+    | a | 0.512 ± 0.020 |
+    """
+    names = [name for name in rows[0] if not name.endswith(" sd")]
+    lines = [f"| {' | '.join(names)} |", "| " + " | ".join("---" for _ in names) + " |"]
+    for row in rows:
+        cells = [
+            plus_minus(row[name], row[f"{name} sd"]) if f"{name} sd" in row else short(row[name]) for name in names
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def plus_minus(mean: float, spread: float) -> str:
     """Returns both with the digits that the spread allows.
 

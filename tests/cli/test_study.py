@@ -11,8 +11,8 @@ import pytest
 import torch
 from studies_files import EPOCHS, fake_fit, fake_points
 
-from netprism.cli.main import main
-from netprism.cli.study import Pool, collect, overview
+from netprism.cli.main import experiments, main
+from netprism.cli.study import Pool, collect, overview, plan
 from netprism.studies.points import read_point
 from netprism.studies.study import Study
 
@@ -183,3 +183,37 @@ def test_a_wrong_option_is_refused_before_anything_trains(desk, capsys):
     assert error.value.code == 2
     assert "max_epoch" in capsys.readouterr().err
     assert not (desk / "runs").exists()
+
+
+def test_networks_that_a_run_looks_into_have_options_in_common_and_of_their_own(desk):
+    sizes = "teacher.0.data.train_samples"
+    study = Study(
+        "sizes",
+        "Sizes",
+        experiment="reliability/digits_resnet8",
+        overrides={"teacher.trainer.max_epochs": 2, "teacher.1.seed_everything": 101, "teacher.2.seed_everything": 102},
+        grid={sizes: [50, 100]},
+        read={"rho": "reliability/test/reliability"},
+    )
+    *networks, one, other = plan(study, experiments(), [])
+    found = [(network.setting["seed"], network.setting.get("data.train_samples")) for network in networks]
+    assert found == [(0, 50), (101, None), (102, None), (0, 100)], "what two runs look into is trained once"
+    assert {network.setting["trainer.max_epochs"] for network in networks} == {2}
+    assert one.needs == tuple(network.folder for network in networks[:3])
+    assert other.needs[1:] == one.needs[1:]
+    assert one.folder != other.folder
+
+
+def test_further_tables_stand_on_the_page_and_beside_it(desk):
+    from dataclasses import replace
+
+    points = fake_points(desk, VALUES[:2])
+    Pool(FAKE, points, fake_fit, 2).run()
+    collect(
+        replace(FAKE, grid={"value": VALUES[:2]}, tabulate="studies_files.extremes", labels={"extremes": "lowest"}),
+        points,
+    )
+    folder = desk / "studies" / "fake"
+    totals = [float(line.split(",")[-1]) for line in (folder / "runs.csv").read_text().splitlines()[1:]]
+    assert (folder / "extremes.csv").read_text().splitlines() == ["total,total sd", f"{min(totals)},0.1"]
+    assert f"## Lowest\n\n| total |\n| --- |\n| {min(totals):.2f} ± 0.10 |" in (folder / "study.md").read_text()

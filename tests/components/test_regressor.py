@@ -79,6 +79,28 @@ def test_the_error_is_that_of_networks_not_seen():
     assert result.lowest < 0 < result.highest
 
 
+def test_the_weights_are_those_of_the_linear_world():
+    draws = np.random.default_rng(0)
+    x, slopes = draws.normal(size=(400, 3)), np.array([2.0, -1.0, 0.5])
+    found = cross_validate(x, x @ slopes + 3, repeats=5)
+    np.testing.assert_allclose([*found.weights, found.intercept], [*slopes, 3], atol=1e-12)
+    noisy = cross_validate(x, x @ slopes + 3 + draws.normal(size=400), repeats=200)
+    np.testing.assert_allclose(noisy.weights, slopes, atol=4 / 20)
+    # A fifth is left out, so that the weights of a division are off by sqrt(.25 / n) of those of all.
+    np.testing.assert_allclose(noisy.weight_spreads, [(0.25 / 400) ** 0.5] * 3, rtol=0.4)
+
+
+def test_a_group_is_predicted_as_a_whole():
+    """Ten groups that only their names tell apart, each with a value of its own: seen before, it is known."""
+    draws = np.random.default_rng(0)
+    groups = [f"group {i // 5}" for i in range(50)]
+    x, y = np.repeat(np.eye(10), 5, axis=0), np.repeat(draws.normal(size=10), 5)
+    assert cross_validate(x, y, repeats=50).error < 0.1
+    assert cross_validate(x, y, repeats=50, groups=groups).error > 0.5
+    with pytest.raises(ValueError, match="^the number of groups is 49; expected 50, one per network$"):
+        cross_validate(x, y, groups=groups[1:])
+
+
 def test_the_seed_decides_the_divisions():
     draws = np.random.default_rng(0)
     x, y = draws.normal(size=(20, 3)), draws.normal(size=20)

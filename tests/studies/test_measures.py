@@ -3,10 +3,13 @@ import math
 from collections import OrderedDict
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from netprism.nets import ResNet
+from netprism.datamodules import Digits
+from netprism.lightning_modules import ReliableDisentangler
+from netprism.nets import MLP, ResNet
 from netprism.studies import measures
 from netprism.studies.measures import coherency, correlations, discarded, orders, relation, robustness, roles
 
@@ -77,6 +80,52 @@ def test_a_student_that_knows_the_same_in_other_channels(monkeypatch, tmp_path):
     assert (row["turned"], row["strength"]) == (pytest.approx(0, abs=1e-3), pytest.approx(0, abs=1e-2))
     monkeypatch.setattr(measures, "_teacher", lambda run: [])
     assert math.isnan(measures.knowledge(tmp_path, ["maps"], images=60)[0]["turned"])
+
+
+def test_components_of_a_network_and_what_it_can_do(tmp_path):
+    """Against the network's own layers and the table of the run."""
+    pl.seed_everything(0, verbose=False)
+    nets = [MLP((16, 8, 6, 10)) for _ in range(2)]
+    data = Digits(image_size=4, train_samples=60, batch_size=60)
+    one = {"class_path": "netprism.datamodules.Digits", "init_args": {"image_size": 4, "train_samples": 20}}
+    teachers = []
+    for number, net in enumerate(nets):
+        folder = tmp_path / f"network{number}"
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save(
+            {"state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}}, folder / "checkpoints/best.ckpt"
+        )
+        model = {"init_args": {"net": {"class_path": "netprism.nets.MLP", "init_args": {"widths": [16, 8, 6, 10]}}}}
+        (folder / "config.yaml").write_text(json.dumps({"model": model, "data": one}))
+        teachers.append({"init_args": {"checkpoint": str(folder / "checkpoints/best.ckpt")}})
+    module = ReliableDisentangler(nets, "fc2", orders=(4, 7), width=1 / 32)
+    logger = pl.loggers.CSVLogger(tmp_path, name="", version="run")
+    trainer = pl.Trainer(
+        max_epochs=2, logger=logger, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    run = tmp_path / "run"
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text(json.dumps({"model": {"init_args": {"teachers": teachers}}}))
+    rows = measures.reliable_components(run)
+    x, labels = measures._images(teachers[0]["init_args"]["checkpoint"], "test")
+    net, phis = nets[0].eval(), module.eval()(x)[0]
+    with torch.no_grad():
+        for row, order, phi in zip(rows, (4, 7), phis, strict=True):
+            assert row["order"] == order
+            right = net.fc3(phi.relu()).argmax(1) == labels
+            assert row["phi_accuracy"] == pytest.approx(right.float().mean().item())
+        logits, feature = net(x), net.fc2(net.fc1(x.flatten(1)).relu())
+    assert rows[0]["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert rows[0]["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert rows[0]["train_samples"] == 20
+    assert rows[0]["significance"] == pytest.approx((phis[0].var(0).sum() / feature.var(0).sum()).item(), rel=1e-4)
+    logged = trainer.callback_metrics
+    for row in rows:
+        assert row["reliable"] == pytest.approx(float(logged[f"reliability/test/reliable_significance/{row['order']}"]))
+    with pytest.raises(ValueError, match="has no figures/reliability.csv; expected a finished run of"):
+        measures.reliable_components(tmp_path)
 
 
 def test_where_regions_of_a_new_role_come_from(tmp_path):
