@@ -26,6 +26,7 @@ from netprism.callbacks._calling import (
     Way,
     callable_and_network,
     describe,
+    first_floating,
     labels_of,
     network_of,
     one_by_one,
@@ -39,6 +40,7 @@ from netprism.distributed import all_gather_object, in_one_line, run_on_all_rank
 from netprism.loggers import is_dry_run
 from netprism.module_names import match_name
 from netprism.nets import tap_points
+from netprism.nets.fitting import wrong_size
 from netprism.outline import RanLayer, last_linear_that_ran, outermost_blocks, ran_layers
 from netprism.taps import find_layer, layer_names
 
@@ -164,6 +166,11 @@ class View:
             if not way.is_usual:
                 rank_zero_info(f"{self.name}: calls {type(self._target).__name__}({way.text}) on batches of the data")
             return way
+        images = first_floating(raw)
+        if images is not None and (
+            wrong := wrong_size(self._target, images.shape[1:], causes[0], type(self.network).__name__)
+        ):
+            raise wrong from causes[0]
         kind = type(self.pl_module).__name__
         children = [name for name, child in self.pl_module.named_children() if any(True for _ in child.parameters())]
         other = f", or network='{children[-1]}' (of {', '.join(children)})" if len(children) > 1 else ""

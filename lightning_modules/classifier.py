@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from netprism.checks import check_optimizer
 from netprism.lightning_modules._base import REMEDIES_AND_CLIPPING, check_finite, optimizer_and_schedule
 from netprism.nets import fit_to
-from netprism.nets.fitting import fit_to_state, heads_of, output_layer, outputs_of, size_that_fits
+from netprism.nets.fitting import fit_to_state, heads_of, output_layer, outputs_of, wrong_size
 from netprism.nets.known import auxiliary_weight as usual_auxiliary_weight
 
 Batch = tuple[Tensor, Tensor]
@@ -146,13 +146,9 @@ class Classifier(LightningModule):
         try:
             return self(images)
         except (RuntimeError, AssertionError, ValueError) as error:
-            if (size := size_that_fits(self.net, images.shape[1:])) is None:
+            if (wrong := wrong_size(self.net, images.shape[1:], error)) is None:
                 raise
-            said = str(error).partition("\n")[0].rstrip(".")
-            raise ValueError(
-                f"images of a batch are {tuple(images.shape[1:])}; expected {size} x {size}, such as by "
-                f"data.image_size={size}, on which {type(self.net).__name__} runs ({said})"
-            ) from error
+            raise wrong from error
 
     def _check_labels(self, labels: Tensor) -> None:
         low, high = labels.aminmax()

@@ -76,7 +76,10 @@ def fit_to(net: nn.Module, num_classes: int | None, shape: Sequence[int] | None)
         elif isinstance(layer, nn.Linear) and layer.in_features != math.prod(shape) and _output(net, shape) is None:
             inputs = math.prod(shape)
             _put(net, name, _like(layer, nn.Linear(inputs, layer.out_features, layer.bias is not None)))
-            changes.append(f"layer {name} is new, with {inputs} inputs instead of {layer.in_features}")
+            if _output(net, shape) is None:  # more of it depends on the size, such as a skip connection
+                _put(net, name, layer)
+            else:
+                changes.append(f"layer {name} is new, with {inputs} inputs instead of {layer.in_features}")
             last = output_layer(net)
     if num_classes is None or last is None or outputs_of(last[1]) == num_classes:
         return changes
@@ -135,6 +138,24 @@ def size_that_fits(net: nn.Module, shape: Sequence[int]) -> int | None:
     if len(shape) != DIMENSIONS or _runs(net, shape):
         return None
     return next((size for size in _SIZES if _runs(net, (shape[0], size, size))), None)
+
+
+def wrong_size(net: nn.Module, shape: Sequence[int], error: Exception, name: str | None = None) -> ValueError | None:
+    """Returns the error that says on which images a network runs that has raised `error` on others, or None.
+
+    Args:
+        net: The network.
+        shape: Shape (C, H, W) of the images on which it was run.
+        error: What it raised.
+        name: Name of the network in the text; by default that of its class.
+    """
+    if (size := size_that_fits(net, shape)) is None:
+        return None
+    said = str(error).partition("\n")[0].rstrip(".")
+    return ValueError(
+        f"images of a batch are {tuple(shape)}; expected {size} x {size}, such as by data.image_size={size}, on which "
+        f"{name or type(net).__name__} runs ({said})"
+    )
 
 
 def first_layer(net: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d] | None:

@@ -37,7 +37,6 @@ class MLP(nn.Module):
         super().__init__()
         if len(widths) < 2:
             raise ValueError(f"widths must be two numbers or more, input to logits, got {tuple(widths)}")
-        self.in_features = widths[0]
         for i, (inputs, outputs) in enumerate(pairwise(widths[:-1]), start=1):
             self.add_module(f"fc{i}", nn.Linear(inputs, outputs))
             self.add_module(f"relu{i}", nn.ReLU())
@@ -47,7 +46,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any (N, ...) with `widths[0]` numbers per sample to logits (N, widths[-1])."""
-        x = _flatten(x, self.in_features)
+        assert isinstance(self.fc1, nn.Linear)  # perhaps not the first one: `fit_to` replaces it
+        x = _flatten(x, self.fc1.in_features)
         for layer in self.children():
             x = layer(x)
         return x

@@ -321,3 +321,11 @@ def test_a_checkpoint_has_all_that_the_figures_show(kind, tmp_path):
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     again.draw(trainer)
     assert sorted(path.name for path in figures_of(tmp_path).iterdir()) == drawn
+
+
+def test_the_line_about_images_of_a_wrong_size_is_about_the_size(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 3))
+    with pytest.raises(
+        ValueError, match=r"^images of a batch are \(1, 8, 8\); expected 32 x 32, .* on which Sequential"
+    ):
+        fit(Stranger(net), GatingEntropy(), folder=tmp_path)

@@ -6,8 +6,8 @@ from torch import nn
 from netprism.callbacks import GatingEntropy
 from netprism.datamodules import Digits
 from netprism.lightning_modules import Classifier
-from netprism.nets import MLP, fit_to, fitted, tap_points
-from netprism.nets.fitting import fit_to_state, heads_of, output_layer, size_that_fits
+from netprism.nets import MLP, ResidualMLP, fit_to, fitted, tap_points
+from netprism.nets.fitting import fit_to_state, heads_of, output_layer, size_that_fits, wrong_size
 from netprism.outline import ran_layers
 
 # One of each family, the cheapest; the rules are for all of a family.
@@ -106,6 +106,17 @@ def test_what_fits_is_left_alone():
         "layer fc1 is new, with 192 inputs instead of 784",
         "layer fc2 is new, with 4 outputs instead of 10",
     ]
+
+
+def test_a_fitted_mlp_runs_and_one_that_cannot_be_fitted_stays_as_it_is():
+    net = MLP(widths=(784, 16, 10))
+    fit_to(net, 10, (1, 8, 8))
+    assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    residual = ResidualMLP(width=1024, depth=2)  # the skip connection is as wide as the image
+    assert fit_to(residual, 10, (1, 8, 8)) == []
+    assert residual(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    said = "images of a batch are (1, 8, 8); expected 32 x 32, such as by data.image_size=32, on which mine runs (no)"
+    assert str(wrong_size(residual, (1, 8, 8), ValueError("no."), "mine")) == said
 
 
 def test_small_images_have_a_stem_without_stride():
