@@ -143,6 +143,9 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
             axes.set_xscale("symlog", linthresh=least, linscale=0.5)
         elif spec.get("scale") == "log":
             axes.set_xscale("log")
+            if len(places) <= 6:  # the values themselves, where matplotlib writes 4 x 10^0
+                axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+                axes.minorticks_off()
         elif all(isinstance(place, int) for place in places):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:

@@ -31,7 +31,7 @@ def page(
     """
     done = [point for point in points if point.done]
     parts = [f"# {study.title}", study.asks]
-    seeds = len({point.setting["seed"] for point in points})
+    seeds = len({setting["seed"] for setting in study.settings()})  # networks may have seeds of their own
     trained = [point for point in points if point.config is not None]
     parts.append(
         f"`make study STUDY={study.name}`: {len(done)} of {len(points)} runs, {seeds} seed{'s' * (seeds != 1)}"

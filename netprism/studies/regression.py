@@ -146,6 +146,5 @@ def planes(records: Records, folders: Sequence[Path] = ()) -> dict[str, Figure]:
 
     of = Networks.of(records)
     accuracy = of.performance["accuracy"]
-    return {
-        "regressor": regression_plane(fit_plane(of.ratios, accuracy), accuracy.tolist(), of.labels, "test accuracy")
-    }
+    what = "test accuracy, %" if accuracy.max() > 1 else "test accuracy"  # published ones are in per cent
+    return {"regressor": regression_plane(fit_plane(of.ratios, accuracy), accuracy.tolist(), of.labels, what)}
