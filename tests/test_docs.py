@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted(ROOT.glob("docs/*.md")))]
 TARGETS = set(re.findall(r"^([a-z][\w-]*)(?: [\w-]+)*:", (ROOT / "Makefile").read_text(), re.MULTILINE))
 WORDS = {"python", ".venv/bin/python", "netprism", ".venv/bin/netprism", "make", "torchrun"}
-GENERATED = {"keys.md", "experiments.md", "contributing.md"}  # by docs/site/generated.py
+GENERATED = {"keys.md", "experiments.md", "gallery.md", "contributing.md"}  # by docs/site/generated.py
 PLACEHOLDERS = {"...", "EXPERIMENT"}
 
 
