@@ -111,7 +111,7 @@ def _utilities(of: Shown) -> Figure:
         axes.axvline(values["tau"], color="0.3", linestyle="--", linewidth=1)
         axes.set_title(f"{layer}: {len(values['utilities'])} regions", fontsize="medium")
         axes.set_xlim(0, 1)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.spines[["top", "right"]].set_visible(False)
     grid[0].set_ylabel("regions important\nfor the wrong class after")
     figure.supxlabel("p(true class | h) before the attack; dashed: tau", fontsize="medium")
