@@ -23,6 +23,8 @@ _STEEPEST = 6.0  # so that no sigma changes by more than a factor of e^.2 in a s
 _SCALINGS = 4  # at the end, at most
 _NEAR = 0.05  # a smaller change of sigma changes the constraint by its square only
 PRECISION = 0.015  # relative standard error of the constraint of an optimised sigma
+_NOISES_TO_SCALE = 100  # times the noises of a step, at most
+MOST_NOISES = 10_000  # of an image: enough for that precision where the features move in one direction
 
 
 def water_filling_sigma(norms: Tensor, budget: float, max_sigma: float = 1.0) -> Tensor:
@@ -69,6 +71,7 @@ def feature_change(
     *,
     noise_samples: int = 8,
     precision: float | None = None,
+    most_noises: int = MOST_NOISES,
     seed: int = 0,
 ) -> Tensor:
     """Measures E ||h(x + sigma delta) - h(x)||^2 of every image, float64 `(N,)`.
@@ -81,7 +84,8 @@ def feature_change(
             sqrt(2 / (noise_samples r)) where r is the number of directions in which the features move: about 10 % for 8
             noises and r = 25.
         precision: Continue until the relative standard error is below this for all images that are in a pass together,
-            up to 100 times `noise_samples`.
+            or for `most_noises`.
+        most_noises: Features that move in r directions need 2 / (precision^2 r) noises, 8900 / r for 1.5 %.
         seed: Seed of the noise; the global random state is not used.
 
     Raises:
@@ -92,22 +96,17 @@ def feature_change(
         change = torch.zeros(len(x), device=x.device, dtype=torch.float64)
         for rows in _rows(x, noise_samples, view.chunk_size):
             generator = torch.Generator(x.device).manual_seed(seed + rows.start)
-            values, error, fitting = (
-                change.new_zeros(len(x[rows]), 0),
-                torch.inf,
-                max(1, view.chunk_size // len(x[rows])),
-            )
-            while values.shape[1] < noise_samples or (
-                precision and error > precision and values.shape[1] < 100 * noise_samples
-            ):
-                delta = _noise(
-                    x[rows], fitting if precision else min(fitting, noise_samples - values.shape[1]), generator
-                )
+            total, squares = change.new_zeros(2, len(x[rows]))
+            count, error, fitting = 0, torch.inf, max(1, view.chunk_size // len(x[rows]))
+            while count < noise_samples or (precision and error > precision and count < most_noises):
+                delta = _noise(x[rows], fitting if precision else min(fitting, noise_samples - count), generator)
                 _, drawn = _perturbed(view, x[rows], sigma[rows].to(x), delta)
-                values = torch.cat([values, drawn.double()], dim=1)
-                spread = (values.std(1, correction=0) / values.mean(1)).nan_to_num()
-                error = float(spread.max()) / values.shape[1] ** 0.5
-            change[rows] = values.mean(1)
+                total, squares = total + drawn.double().sum(1), squares + drawn.double().square().sum(1)
+                count += drawn.shape[1]
+                mean = total / count
+                spread = ((squares / count - mean.square()).clamp_min(0).sqrt() / mean).nan_to_num()
+                error = float(spread.max()) / count**0.5
+            change[rows] = total / count
     return change
 
 
@@ -162,7 +161,10 @@ def optimize_sigma(
             log_sigma = _descend(view, x[rows], start, budget, entropy, steps, noise_samples, cap, generator)
             best[rows] = log_sigma.exp().to(best)
         for turn in range(_SCALINGS):  # on the same noises each time
-            change = feature_change(view, x, best, noise_samples=noise_samples, precision=PRECISION, seed=seed + 1)
+            change = feature_change(
+                view, x, best, noise_samples=noise_samples, precision=PRECISION,
+                most_noises=_NOISES_TO_SCALE * noise_samples, seed=seed + 1,
+            )  # fmt: skip
             factor = (budget / change).sqrt().to(best).view(-1, *[1] * (best.dim() - 1))
             # Unseen units stay at the cap; all are scaled only where the others do not suffice.
             free = (best < max_sigma) | (turn >= _SCALINGS // 2)

@@ -8,11 +8,17 @@ from torch import nn
 
 from netprism.discarding.concentration import concentration
 from netprism.discarding.layer_view import LayerView
-from netprism.discarding.noise import feature_change, optimize_sigma, water_filling_sigma
+from netprism.discarding.noise import MOST_NOISES, feature_change, optimize_sigma, water_filling_sigma
 from netprism.discarding.sensitivity import column_norms, feature_scale, jacobian_norms
 from netprism.discarding.sid import ALPHA, strict_information_discarding
 
 UNIFORM = -2.983  # 1/2 log alpha + C
+
+
+@pytest.fixture(autouse=True)
+def few_noises(monkeypatch):
+    """Ratios need not be exact in most tests here."""
+    monkeypatch.setattr("netprism.discarding.sid.MOST_NOISES", 200)
 
 
 class Scaled(nn.Module):
@@ -204,6 +210,17 @@ def test_the_error_is_the_spread_over_seeds():
     spread = torch.stack([run.mean for run in runs]).std(0)
     claimed = torch.stack([run.error for run in runs]).square().mean(0).sqrt()
     torch.testing.assert_close(claimed, spread, rtol=0.35, atol=0)
+
+
+def test_the_ratio_is_measured_as_well_where_the_feature_has_one_dimension(monkeypatch):
+    monkeypatch.setattr("netprism.discarding.sid.MOST_NOISES", MOST_NOISES)
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 1), nn.Tanh()), torch.randn(3, 6)
+    sid = strict_information_discarding(model, "1", x, method="optimized", alpha=1e-4, seed=1, chunk_size=512)
+    slopes = (1 - model(x).detach() ** 2) * model[0].weight.detach()  # sigma is so small that the tangent does
+    change = (slopes * sid.sigma).square().sum(1)
+    torch.testing.assert_close(sid.ratio, change / (1e-4 * sid.scale), rtol=0.05, atol=0)  # three standard errors
+    torch.testing.assert_close(sid.ratio, torch.ones(3), rtol=0.12, atol=0)  # scaled by 1600 noises
 
 
 def test_optimisation_finds_more_entropy_at_the_same_constraint():
