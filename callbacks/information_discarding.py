@@ -33,10 +33,9 @@ before the layer reacts | nat | to log max_sigma + C | |
     | `discarding/RU/<layer>` | the same for the reconstruction by a decoder of the layer | nat | | |
     | `discarding/concentration/<layer>` | mean H_i of the background - of the object | nat | | higher |
 
-    RU is logged where there are decoders, concentration where images come with boxes or segments; images whose mask is
-    all or nothing do not count. Higher SID means that more is discarded; layers and networks compare, since rescaling
-    changes nothing, if few pixels are unseen: their H_i is the cap. Each measurement draws
-    `<log_dir>/maps/<epoch>/<name>_SID.png` (and `_RU`), the end of the training `<log_dir>/figures/<name>_curves.png`.
+    RU is logged where there are decoders, concentration where images come with boxes or segments that are neither all
+    nor nothing. Higher SID: more is discarded; layers and networks compare if few pixels are unseen: their H_i
+    is the cap. Maps are in `<log_dir>/maps/<epoch>/<name>_SID.png` (and `_RU`), curves in `<log_dir>/figures`.
 
     Cost per measurement and layer: images x num_vjps backward passes of one image to the input, and `num_scale_images`
     passes forward and back. 15 % of an epoch of ResNet-8 on digits, see docs/discarding.md.
@@ -90,6 +89,7 @@ before the layer reacts | nat | to log max_sigma + C | |
         self.layers, self.decoders, self.masks, self.split = layers, decoders, masks or masks_of, split
         self.input_layer, self.dry_run_samples = input_layer, 2  # each costs as much as 100 forward passes per layer
         self._decoders: dict[str, nn.Module] = {}
+        self._blind: list[str] = []  # layers that the input does not reach, each said once
         self.num_measured, self.num_shown, self.share_channels = num_images, num_shown, share_channels
         self.images: dict[str, Tensor] = {}  # of the last measurement, see `per_image`
         self.indices: list[int] = []  # which samples of the data set these images are
@@ -101,8 +101,9 @@ before the layer reacts | nat | to log max_sigma + C | |
         layers = self._layers(view, data)
         norms = view.collect(data, partial(self._norms, view, layers), "scale")
         scale = {layer: float(norm.mean()) for layer, norm in norms.items()}
-        if blind := ", ".join(layer for layer, value in scale.items() if value == 0):
-            rank_zero_warn(f"{self.name}: {blind} do not depend on the input in epoch {epoch}; SID is its cap")
+        if blind := [layer for layer, value in scale.items() if value == 0 and layer not in self._blind]:
+            self._blind += blind
+            rank_zero_warn(f"{self.name}: the input does not reach {', '.join(blind)} in epoch {epoch}; SID is its cap")
         numbers = range(-(-self.num_measured // self.batch_size))  # the measured images come first
         self.images = view.collect(data, partial(self._maps, view, scale), "maps", numbers)
         self.indices = [i for indices in data.batches for i in indices][: self.num_measured]

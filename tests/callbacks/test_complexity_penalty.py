@@ -332,7 +332,7 @@ def test_a_validation_that_calls_the_training_step_teaches_nothing(tmp_path):
     options = {"max_epochs": 1, "inference_mode": False, "num_sanity_val_steps": 2}
     _, trainer = trained(callback, folder=tmp_path, module=Validates(), **options)
     _, plain = trained(folder=tmp_path, module=Validates(), **options)
-    assert [energy.num_updates for energy in callback.loss._energies.values()] == [3, 3]
+    assert [energy.num_updates for energy in callback.loss._models.by_layer.values()] == [3, 3]
     assert set(trainer.callback_metrics) == {
         *plain.callback_metrics,
         *TOTALS,
@@ -486,7 +486,7 @@ def test_resumed_it_is_the_uninterrupted_training_to_the_bit(tmp_path):
     assert equal(module.net, expected.net)
     assert [row["epoch"] for row in resumed.history] == [0, 1, 2]
     assert resumed.history == whole.history
-    for a, b in zip(whole.loss._energies.values(), resumed.loss._energies.values(), strict=True):
+    for a, b in zip(whole.loss._models.by_layer.values(), resumed.loss._models.by_layer.values(), strict=True):
         assert torch.equal(a.chains, b.chains)
         assert a.num_updates == b.num_updates == 15
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))

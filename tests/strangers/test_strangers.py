@@ -63,6 +63,8 @@ def monitors(name, only=("gates", "discarding")):
 CASES = [(name, "pytorch_lightning") for name in NAMES] + [(name, "lightning") for name in NAMES[:4]]
 
 
+# An input that is not looked at, a label, an embedding of words: layers that the image does not reach.
+@pytest.mark.filterwarnings("ignore:.*the input does not reach")
 @pytest.mark.parametrize(("name", "package"), CASES)
 def test_gates_and_discarding_need_one_line_and_leave_the_training_as_it_is(name, package, tmp_path):
     module, trainer = train(package, name, *monitors(name), folder=tmp_path)
