@@ -47,7 +47,7 @@ IMAGES = 1437  # training images that the entropy is taken over
 SWEEPS = {
     "mlp": {"prior": (1e-4, 1e-3, 1e-2), "energy": (1e-4, 1e-3, 1e-2), "kernel": (3e-3, 1e-2, 3e-2)},
     "pinned": {"prior": (1e-3, 1e-2, 1e-1), "energy": (1e-3, 1e-2, 1e-1), "kernel": (1e-2, 3e-2, 1e-1)},
-    "photos": {"prior": (3e-4, 1e-3), "energy": (1e-3,), "kernel": (1e-2, 3e-2)},
+    "photos": {"prior": (3e-4, 1e-3, 1e-2), "energy": (1e-3,), "kernel": (1e-2, 3e-2)},
 }
 SWEEPS["resnet8"] = SWEEPS["mlp"]
 
