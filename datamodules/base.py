@@ -1,7 +1,11 @@
 """The common part of all data modules: a seeded subset, a seeded sequence per epoch, plain images for the monitors."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast, get_args
 
 import torch
@@ -12,7 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from netprism.datamodules.sampling import EpochSampler, ResumableLoader, SeededIndex
+from netprism.files import alone
 
+log = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 Transform = Callable[[Any], Any]
 
@@ -109,8 +115,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: Number of processes that read images; 0 reads them in the training process, enough for images in
             memory.
         seed: Seed of the subset and of the sequence of the training images.
-        download: Fetch missing files, on one process per node. Nodes that share `root` would all write to it: there,
-            fetch the files before the run.
+        download: Fetch missing files, on one process per node; of nodes that share `root`, one fetches them and the
+            others wait, if the file system has locks.
 
     Attributes:
         num_classes: Number of classes; labels are 0 to num_classes - 1.
@@ -163,6 +169,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         _, height, width = self.shape
         return [transforms.RandomCrop((height, width), padding=width // 8)]
+
+    def one_node(self) -> AbstractContextManager[None]:
+        """A block in which one node at a time is, of those that share the folder: to download."""
+        waiting = partial(log.warning, f"{type(self).__name__}: another process downloads into {self.root}, waiting")
+        return alone(Path(self.root, ".download.lock"), waiting)
 
     def varied(self, source: LabelledImages) -> LabelledImages:
         """The images to vary at random: those of `read`, unless a subclass varies how a file is read."""

@@ -40,9 +40,10 @@ class CelebA(ImageFilesDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the files, if `download` is set and they are not there."""
-        if self.download and not (self.data_folder / "img_align_celeba").is_dir():
+        if self.download:
             with self.downloading():
-                datasets.CelebA(self.root, download=True)
+                if not (self.data_folder / "img_align_celeba").is_dir():
+                    datasets.CelebA(self.root, download=True)
         super().prepare_data()
 
     def all_classes(self) -> Sequence[str]:

@@ -38,7 +38,7 @@ class DownloadedDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Downloads what is missing, if `download` is set."""
         if self.download:
-            with self._named_errors(download=True):
+            with self._named_errors(download=True), self.one_node():
                 self.dataset(self.root, download=True)
 
     def read(self, split: Split) -> ImageTensors:

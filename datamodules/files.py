@@ -163,13 +163,14 @@ class ImageFilesDataModule(ImageDataModule):
 
     @contextmanager
     def downloading(self) -> Iterator[None]:
-        """Makes one line of a download that fails.
+        """Downloads on one node at a time, of those that share the folder, and makes one line of an error.
 
         Raises:
             FileNotFoundError: Says what went wrong, and where the files belong.
         """
         try:
-            yield
+            with self.one_node():
+                yield
         except Exception as error:
             cause = " ".join(f"{type(error).__name__}: {error}".split())
             raise FileNotFoundError(

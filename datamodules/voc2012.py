@@ -46,9 +46,10 @@ class VOC2012(ImageFilesDataModule):
 
     def prepare_data(self) -> None:
         """Downloads the files, if `download` is set and they are not there."""
-        if self.download and not self.data_folder.is_dir():
+        if self.download:
             with self.downloading():
-                datasets.VOCDetection(self.root, year="2012", download=True)
+                if not self.data_folder.is_dir():
+                    datasets.VOCDetection(self.root, year="2012", download=True)
         super().prepare_data()
 
     def all_classes(self) -> Sequence[str]:

@@ -1,12 +1,13 @@
-"""Files that are whole or not there at all, and tables; the standard library only."""
+"""Files that are whole or not there at all, tables, and locks; the standard library only."""
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
+
+
+@contextmanager
+def alone(lock: Path, waiting: Callable[[], object]) -> Iterator[None]:
+    """Lets one process into the block at a time, of all that name the same file, on all machines that share it.
+
+    Without locks, in a folder that cannot be written to or on some network file systems, all go on at once.
+
+    Args:
+        lock: File that is created, and stays.
+        waiting: Function that is called before this process waits for another one.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(lock.open("a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:

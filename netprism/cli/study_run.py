@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import importlib
 import os
 import signal
@@ -12,9 +11,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from netprism.files import write_table, write_text
+from netprism.files import alone, write_table, write_text
 from netprism.runs.folder import FINISHED, RUN, display_path, environment
 from netprism.studies.points import FAILED, LOG, SECONDS, Point, read_point
 
@@ -110,15 +110,8 @@ def _alone(folder: Path) -> Iterator[None]:
     if _is_one_of_many():
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".study.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{folder} is at work in another study: waiting for it", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a network file system without locks
+    waiting = partial(print, f"{folder} is at work in another study: waiting for it", flush=True)
+    with alone(folder / ".study.lock", waiting):
         yield
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from netprism.cli.config_teachers import teachers_in
 from netprism.cli.keys import network_key, read_config
+from netprism.files import alone
 from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
 from netprism.runs.teachers import UNTRAINED, checkpoint_in
 
@@ -88,16 +89,8 @@ def train_once(experiment: str, config: Namespace, key_of: Callable[[str], str])
 @contextmanager
 def _only_one_trains(experiment: str) -> Iterator[None]:
     """Holds the lock of an experiment."""
-    folder = runs_root() / experiment
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".training.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            rank_zero_info(f"{experiment} is being trained by another run: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a network file system without locks
+    lock = runs_root() / experiment / ".training.lock"
+    with alone(lock, partial(rank_zero_info, f"{experiment} is being trained by another run: waiting for it")):
         yield
 
 

@@ -1,6 +1,8 @@
 import hashlib
 import pickle
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,18 @@ def test_every_data_config_names_options_that_there_are(file):
     config = parser.parse_object({"data": yaml.safe_load((CONFIGS / file).read_text())})
     data = parser.instantiate(config).data
     assert len(data.shape) == 3
+
+
+def test_of_nodes_that_share_a_folder_one_downloads_and_the_others_wait(tmp_path, monkeypatch, caplog):
+    def fetch(root, **options):
+        fetched.append(root)
+        time.sleep(0.2)
+        (Path(root) / VOC2012.folder).mkdir(parents=True)
+
+    fetched = []
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", fetch)
+    modules = [VOC2012(str(tmp_path / "shared"), download=True) for _ in range(2)]
+    with ThreadPoolExecutor() as nodes:
+        list(nodes.map(VOC2012.prepare_data, modules))
+    assert len(fetched) == 1
+    assert "another process downloads into" in caplog.text
