@@ -173,7 +173,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def one_node(self) -> AbstractContextManager[None]:
         """A block in which one node at a time is, of those that share the folder: to download."""
         waiting = partial(log.warning, f"{type(self).__name__}: another process downloads into {self.root}, waiting")
-        return alone(Path(self.root, ".download.lock"), waiting)
+        return alone(Path(self.root).expanduser() / ".download.lock", waiting)
 
     def varied(self, source: LabelledImages) -> LabelledImages:
         """The images to vary at random: those of `read`, unless a subclass varies how a file is read."""

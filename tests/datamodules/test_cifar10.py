@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,3 +125,4 @@ def test_a_broken_archive_with_the_right_checksum(make_cifar10, monkeypatch, siz
 def test_root_may_start_at_home(cifar10_root, monkeypatch):
     monkeypatch.setenv("HOME", str(cifar10_root.parent))
     assert len(prepared("~/cifar10").monitor_dataset("test")) == 20
+    assert not Path("~").exists()
