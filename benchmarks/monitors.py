@@ -121,7 +121,7 @@ def operators_of_a_step(net):
     return counted.calls
 
 
-def measured_every_epoch(images_to_train_on, epochs, names, device):
+def measured_every_epoch(images_to_train_on, epochs, names, device, processes):
     train, test = images(5000, seed=0), images(2000, seed=1)
     given = {"train_data": train, "test_data": test, "measure_untrained": True}
     made = {
@@ -133,12 +133,13 @@ def measured_every_epoch(images_to_train_on, epochs, names, device):
     monitors = [made[name]() for name in names]
     watch, net = Stopwatch(monitors, device), ResNet(20)
     trainer = pl.Trainer(
-        max_epochs=epochs, accelerator=device.type, devices=1, callbacks=[watch, *monitors], limit_val_batches=0,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=tempfile.mkdtemp(), num_sanity_val_steps=0,
+        max_epochs=epochs, accelerator=device.type, devices=processes, callbacks=[watch, *monitors],
+        limit_val_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tempfile.mkdtemp(), num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(Classifier(net), DataLoader(Subset(train, range(images_to_train_on)), BATCH, shuffle=True))
-    return watch, net
+    batch = BATCH // processes
+    trainer.fit(Classifier(net), DataLoader(Subset(train, range(images_to_train_on)), batch, shuffle=True))
+    return watch, net, trainer.is_global_zero
 
 
 def main():
@@ -147,12 +148,16 @@ def main():
     parser.add_argument("--epochs", type=int, default=4, help="the first one is not counted")
     parser.add_argument("--monitors", default="gates,discarding,knowledge", help="components, too: ten minutes more")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--processes", type=int, default=1, help="that share a step of 128; rank 0 is measured")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("skipped, no GPU: torch.cuda.is_available() is False")
         return
-    watch, net = measured_every_epoch(options.images, options.epochs, options.monitors.split(","), device)
+    names = options.monitors.split(",")
+    watch, net, is_first = measured_every_epoch(options.images, options.epochs, names, device, options.processes)
+    if not is_first:
+        return
     step, forward = statistics.median(watch.steps[1:]), forward_seconds(net, device)
     epoch, calls = step * EPOCH / BATCH, operators_of_a_step(net) * EPOCH / BATCH
     where = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()

@@ -63,7 +63,10 @@ def _row(line):
 def experiments():
     """The headers of the experiments: what each shows, its command, its time, what to expect."""
     folder = ROOT / "configs" / "experiment"
-    parts = ["# All experiments\n", "Each trains with its command; what it takes and shows was measured."]
+    parts = [
+        "# All experiments\n",
+        "Each trains with its command. Times and outcomes were measured, or it says that they were not.",
+    ]
     for file in sorted(folder.rglob("*.yaml"), key=lambda file: (len(file.parts), file)):
         lines = []
         for line in file.read_text(encoding="utf-8").splitlines():

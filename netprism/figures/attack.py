@@ -16,9 +16,8 @@ from torch import Tensor
 from netprism.figures._common import History, as_picture, epoch_axis, rising_colors, save, styled
 from netprism.interventions.regions import KINDS, RegionChanges
 
-Shown = dict[
-    str, Any
-]  # kept in checkpoints: images, attacked, layers -> cosine, strength, kinds, counts, utilities, tau, grid
+# Kept in checkpoints: images, attacked, layers -> cosine, strength, kinds, counts, utilities, tau, grid.
+Shown = dict[str, Any]
 
 IMAGES = 4  # images that are drawn
 COLORS = ("#D55E00", "#CC79A7", "#0072B2", "#009E73")  # Okabe and Ito's, one per kind
