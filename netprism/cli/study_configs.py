@@ -19,7 +19,9 @@ from netprism.studies.grid import Setting, text
 from netprism.studies.points import Point
 from netprism.studies.study import Study
 
-TEACHER = "teacher."  # before options of the training of analysed networks; `teacher.0.` of the first one alone
+# Before options of the training of analysed networks. `teacher.0.`: of the first one alone; `teacher.0.teacher.`: of
+# the networks that its training begins with.
+TEACHER = "teacher."
 ARGUMENT = "measure."  # before arguments of the measuring function
 NOT_OPTIONS = ("experiment", "label", "seed")
 Training = tuple[str, str, Path, tuple[Path, ...]]
@@ -88,10 +90,13 @@ class Planner:
         of_all = {name: value for name, value in of_teacher.items() if not name.partition(".")[0].isdigit()}
         for number, analysed in enumerate(teachers_in(config)):
             name = analysed["experiment"]
-            own = {**of_all, **_below(f"{number}.", of_teacher)}
-            asked = json.dumps([name, own, of_all], sort_keys=True)  # many runs look into the same network
+            given = {**of_all, **_below(f"{number}.", of_teacher)}
+            own = {name: value for name, value in given.items() if not name.startswith(TEACHER)}
+            of_both = {name: value for name, value in of_all.items() if not name.startswith(TEACHER)}
+            below = {**of_both, **_below(TEACHER, given)}
+            asked = json.dumps([name, own, below], sort_keys=True)  # many runs look into the same network
             if asked not in self._networks:
-                self._networks[asked] = self._training(name, own, of_all, networks)
+                self._networks[asked] = self._training(name, own, below, networks)
             text_of, key, folder, before = self._networks[asked]
             setting = {"experiment": name, **own, "seed": own["seed_everything"]}
             networks.setdefault(folder, Point(setting, key, folder, name, text_of, needs=before))

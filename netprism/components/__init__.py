@@ -9,7 +9,7 @@ from netprism.components.disentangler import DisentanglerNet, Disentanglers
 from netprism.components.distillation import DisentangledFeature, distil
 from netprism.components.measures import Components, components, overfitting, significance
 from netprism.components.network_split import SplitNetwork
-from netprism.components.regressor import component_ratios, cross_validate, fit_plane
+from netprism.components.regressor import component_ratios, cross_validate, fit_plane, predict_performance
 from netprism.components.reliability import reliable_part, round_trips
 from netprism.components.reliable_nets import ReliableNets
 from netprism.components.reliable_variance import Reliability
@@ -33,5 +33,6 @@ __all__ = [  # noqa: RUF022 - in reading order
     "Reliability",
     "component_ratios",
     "cross_validate",
+    "predict_performance",
     "fit_plane",
 ]

@@ -8,7 +8,7 @@ A network is described by eight numbers, for l = 4, 7, 13, 25,
 with l' the next shallower order (at the first one, nothing is subtracted).
 `netprism.lightning_modules.ReliableDisentangler` writes the table that holds them.
 
-Source: Ren et al. 2020, appendix K, table 2, figure 18, https://arxiv.org/abs/2006.15920.
+Source: Ren et al. 2020, appendix K, tables 2 and 3, figure 18, https://arxiv.org/abs/2006.15920.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ def cross_validate(
         raise ValueError(f"the number of networks to fit is {seen}; expected {x.shape[1] + 1} or more, one per unknown")
     errors, weights, intercepts = np.empty(repeats), np.empty((repeats, x.shape[1])), np.empty(repeats)
     for i, (fitted, predicted) in enumerate(parts):
-        mean_x, mean_y = x[fitted].mean(axis=0), y[fitted].mean()
-        weights[i] = np.linalg.lstsq(x[fitted] - mean_x, y[fitted] - mean_y, rcond=None)[0]
-        intercepts[i] = mean_y - mean_x @ weights[i]
+        weights[i], intercepts[i] = _fit(x[fitted], y[fitted])
         errors[i] = np.abs(x[predicted] @ weights[i] + intercepts[i] - y[predicted]).mean()
     return CrossValidation(
         float(errors.mean()),
@@ -159,6 +157,41 @@ def cross_validate(
         tuple(weights.std(axis=0).tolist()),
         float(intercepts.mean()),
     )
+
+
+def predict_performance(ratios: ArrayLike, performance: ArrayLike, others: ArrayLike) -> Floats:
+    """Returns the performance of other networks, predicted by a linear regression with an intercept; not clipped.
+
+    Args:
+        ratios: Array `(n, features)` of the networks that the regression is fitted on. Where these leave a weight open,
+            as a feature that does not vary does, it is the smallest one.
+        performance: Array `(n,)`, accuracy or loss of these.
+        others: Array `(m, features)` of the networks to predict.
+
+    Returns:
+        `(m,)`.
+
+    Raises:
+        ValueError: The shapes do not fit, there are fewer networks than the regression has unknowns, or a number is not
+            finite.
+
+    Source: Ren et al. 2020, appendix K, table 3, https://arxiv.org/abs/2006.15920.
+
+    Example:
+        >>> predict_performance([[0.0], [1.0]], [0.5, 0.75], [[3.0]]).tolist()
+        [1.25]
+    """
+    x, y = _checked(ratios, performance)
+    new = _finite(np.asarray(others, dtype=np.float64), "the ratios")
+    if new.ndim != 2 or new.shape[1] != x.shape[1]:
+        raise ValueError(f"others has the shape {new.shape}; expected (networks, {x.shape[1]})")
+    if len(y) <= x.shape[1]:
+        raise ValueError(
+            f"the number of networks to fit is {len(y)}; expected {x.shape[1] + 1} or more, one per unknown"
+        )
+    weights, intercept = _fit(x, y)
+    predicted: Floats = new @ weights + intercept
+    return predicted
 
 
 def fit_plane(ratios: ArrayLike, performance: ArrayLike) -> Plane:
@@ -176,6 +209,12 @@ def fit_plane(ratios: ArrayLike, performance: ArrayLike) -> Plane:
     points = pca.fit_transform(x)
     fitted = LinearRegression().fit(points, y)
     return Plane(points, pca.explained_variance_ratio_, fitted.coef_, float(fitted.intercept_))
+
+
+def _fit(x: Floats, y: Floats) -> tuple[Floats, float]:
+    mean_x, mean_y = x.mean(axis=0), y.mean()
+    weights: Floats = np.linalg.lstsq(x - mean_x, y - mean_y, rcond=None)[0]
+    return weights, float(mean_y - mean_x @ weights)
 
 
 def _checked(ratios: ArrayLike, performance: ArrayLike) -> tuple[Floats, Floats]:

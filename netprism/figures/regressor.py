@@ -1,8 +1,8 @@
-"""The figure of the regressor: networks over the plane of their first two principal components."""
+"""The figures of the regressor: networks over the plane of their first two principal components, and predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,6 +36,26 @@ def regression_plane(plane: Plane, performance: Sequence[float], groups: Sequenc
     axes.set_zlabel(what)
     axes.view_init(elev=18, azim=-60)
     figure.legend(loc="outside upper center", ncols=min(5, len(set(groups))), frameon=False)
+    return figure
+
+
+@styled
+def predicted_performance(values: Mapping[str, Mapping[str, tuple[Floats, Floats]]]) -> Figure:
+    """Draws predicted over measured performance: a panel per quantity, a point per network; equal on the line.
+
+    Args:
+        values: {quantity with its unit: {group of networks: measured and predicted (n,)}}.
+    """
+    figure = Figure(figsize=(4.2 * len(values), 4.2), layout="constrained")
+    for axes, (what, groups) in zip(figure.subplots(1, len(values), squeeze=False)[0], values.items(), strict=True):
+        shown = np.concatenate([np.concatenate(pair) for pair in groups.values()])
+        axes.axline((shown.min(), shown.min()), slope=1, color="0.6", linewidth=0.8)
+        for (name, (measured, predicted)), marker in zip(groups.items(), "os^Dv", strict=False):
+            axes.plot(measured, predicted, marker, markersize=5, alpha=0.8, label=name)
+        axes.set_xlabel(f"test {what}, measured")
+        axes.set_ylabel(f"test {what}, predicted")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(groups), frameon=False)
     return figure
 
 

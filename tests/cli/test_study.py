@@ -204,6 +204,31 @@ def test_networks_that_a_run_looks_into_have_options_in_common_and_of_their_own(
     assert one.folder != other.folder
 
 
+def test_networks_that_such_a_network_is_trained_from_have_options_of_their_own(desk):
+    samples, first = "data.train_samples", "classify/digits8_mlp"
+    study = Study(
+        "prunings",
+        "Prunings",
+        experiment="components/digits_resnet8",
+        overrides={
+            "model.teacher.init_args.experiment": "interventions/compressed_digits",
+            "model.layer": "fc4",
+            "teacher.0.model.net.init_args.experiment": first,
+            "teacher.data.image_size": 8,
+            "teacher.0.model.rounds": 2,
+            f"teacher.0.{samples}": 60,
+            f"teacher.0.teacher.{samples}": 50,
+        },
+        seeds=[3],
+        read={"rho": "components/significance/4"},
+    )
+    original, pruned, run = plan(study, experiments(), [])
+    assert (original.experiment, pruned.needs, run.needs) == (first, (original.folder,), (pruned.folder,))
+    assert (original.setting[samples], pruned.setting[samples], pruned.setting["model.rounds"]) == (50, 60, 2)
+    assert "model.rounds" not in original.setting
+    assert original.setting["seed"] == pruned.setting["seed"] == 3
+
+
 def test_further_tables_stand_on_the_page_and_beside_it(desk):
     from dataclasses import replace
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from netprism.components.regressor import component_ratios, cross_validate, fit_plane
+from netprism.components.regressor import component_ratios, cross_validate, fit_plane, predict_performance
 from netprism.figures.regressor import regression_plane
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "published_cifar10_components.csv"
@@ -133,6 +133,10 @@ def test_bad_input():
         cross_validate(np.zeros((10, 8)), np.zeros(10))
     with pytest.raises(ValueError, match="^accuracies or losses have the value inf"):
         fit_plane(np.zeros((3, 2)), [0, 1, float("inf")])
+    with pytest.raises(ValueError, match=r"^others has the shape \(2, 3\); expected \(networks, 2\)$"):
+        predict_performance(np.zeros((5, 2)), np.zeros(5), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="^the number of networks to fit is 2; expected 3 or more, one per unknown$"):
+        predict_performance(np.zeros((2, 2)), np.zeros(2), np.zeros((1, 2)))
 
 
 def test_figure_of_the_plane():

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
-from netprism.studies.regression import Networks, planes, tables
+from netprism.studies.regression import Networks, compressed, planes, predictions, tables
 
 ORDERS = (4, 7)
 
@@ -65,3 +66,71 @@ def test_the_figure_and_records_that_do_not_do():
         tables([{"label": "a", "train samples": 1, "order": 4}])
     with pytest.raises(ValueError, match="order 7 has no row"):
         tables(records()[:-1])
+
+
+def with_compressed(noise=0.0, shift=0.0):
+    """The networks above; those of "a" again with other components, and the accuracy that these say plus a shift."""
+    original = records(noise)
+    draws, rows = np.random.default_rng(1), []
+    for first, second in zip(original[::2], original[1::2], strict=True):
+        if first["label"] == "a":
+            parts = draws.uniform(size=(2, 2))
+            accuracy = 0.5 * parts[0, 0] - 0.25 * parts[1, 1] + shift
+            changed = {"label": "a, compressed", "accuracy": accuracy}
+            rows += [
+                {**row, **changed, "reliable": float(pair[0]), "unreliable": float(pair[1])}
+                for row, pair in zip((first, second), parts.T, strict=True)
+            ]
+    return original + rows
+
+
+def test_compressed_networks_by_the_regression_over_the_others():
+    found = compressed(with_compressed(shift=0.125))
+    assert [(row["network"], row["training images"]) for row in found["predicted"]] == [
+        ("a", 10), ("a", 100), ("a", 1000), ("a", 10000)
+    ]  # fmt: skip
+    assert [row["accuracy error"] for row in found["predicted"]] == pytest.approx([-0.125] * 4)
+    for row in found["predicted"]:
+        assert row["accuracy predicted"] - row["accuracy after"] == pytest.approx(-0.125)
+        assert row["loss before"] == row["loss after"] == pytest.approx(np.log(row["training images"]))
+    errors = {row["from"]: row for row in found["errors"]}
+    assert errors["the 4 numbers"]["accuracy, new setting"] == pytest.approx(0.125)
+    assert errors["log training images"]["loss, known setting"] == pytest.approx(0, abs=1e-12)
+    assert errors["what it was before compression"]["loss, new setting"] == 0
+
+
+def test_predictions_are_those_of_another_least_squares_fit_without_the_setting_that_is_predicted():
+    rows = with_compressed(noise=0.1)
+    of = Networks.of(rows)
+    after, before = slice(48, 60), slice(0, 12)
+    accuracy = of.performance["accuracy"]
+    known = LinearRegression().fit(of.ratios[:48], accuracy[:48]).predict(of.ratios[after])
+    new, mean = np.empty(12), np.empty(12)
+    for i in range(12):
+        others = [j for j in range(48) if j // 3 != i // 3]
+        new[i] = LinearRegression().fit(of.ratios[others], accuracy[others]).predict(of.ratios[[48 + i]])[0]
+        mean[i] = accuracy[others].mean()
+    errors = {row["from"]: row for row in compressed(rows)["errors"]}
+
+    def per_seed(predicted):
+        wrong = np.abs(predicted - accuracy[after]).reshape(4, 3).mean(axis=0)
+        return wrong.mean(), wrong.std(ddof=1)
+
+    for name, kind, predicted in (
+        ("the 4 numbers", "known", known),
+        ("the 4 numbers", "new", new),
+        ("nothing: the mean of the others", "new", mean),
+        ("what it was before compression", "known", accuracy[before]),
+    ):
+        row = errors[name]
+        assert (row[f"accuracy, {kind} setting"], row[f"accuracy, {kind} setting sd"]) == pytest.approx(
+            per_seed(predicted)
+        )
+
+
+def test_a_compressed_network_needs_its_original():
+    assert list(predictions(with_compressed())) == ["predicted"]
+    with pytest.raises(ValueError, match="no label ends with ', compressed'"):
+        compressed(records())
+    with pytest.raises(ValueError, match="'a, compressed' of 10 images and seed 0 has no original"):
+        compressed(with_compressed()[2:])
