@@ -66,7 +66,14 @@ ANALYSES = {  # module, digits to train on, batch of all processes
     "RegionProjection, 256 images": (lambda: RegionProjection(net(), ["layer3"], (1, 16, 16)), 256, 256),
 }  # fmt: skip
 # methods of a process group that c10d's functions call, and which of their arguments is sent
-CALLS = {"allreduce": 0, "broadcast": 0, "allgather": 1, "_allgather_base": 1, "all_gather_single": 1}
+CALLS = {
+    "allreduce": 0,
+    "broadcast": 0,
+    "allgather": 1,
+    "_allgather_base": 1,
+    "all_gather_single": 1,
+    "all_to_all_single": 1,
+}
 
 
 class Sent:

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
 from netprism.callbacks._monitor import Monitor
 from netprism.callbacks._monitor_data import MonitorData, Split
@@ -44,7 +42,7 @@ class GatingEntropy(Monitor):
     Figures of the curves, of layers by epochs and of activation rates are drawn into `<log_dir>/figures` at the end.
 
     Cost per epoch and split: one forward pass over the images (two if the network samples), and n^2 d / 2 compared bits
-    for d gates, divided among the ranks; n d / 8 bytes are gathered on each. Measured: docs/scaling.md.
+    for d gates, divided among the W ranks, as are the n d / 8 bytes of the gates. Measured: docs/scaling.md.
 
     Args:
         kinds: Which gates, out of relu, max_pool, dropout.
@@ -132,18 +130,16 @@ class GatingEntropy(Monitor):
         self, view: View, data: MonitorData, split: Split, only: Sequence[str] | None = None
     ) -> TransformationComplexity:
         """The metric with the gates and labels of this rank's batches."""
-        labels: list[Tensor] = []
-        rows = 0
+        metric = TransformationComplexity(self.bandwidth, self.alpha, self.total_correlation, self.seed).to(view.device)
         wanted = partial(record_gates, relative_to=view.network, max_gates=self.max_gates, seed=self.seed)
         with wanted(view.model, self.kinds, view.gating_layers(self.layers)) as record:
             for batch in view.batches(data, split):
                 view.forward(batch.inputs)
-                rows += len(data.batches[batch.number])
-                labels += [] if batch.labels is None else [batch.labels]
-            if not rows:  # a rank without a batch learns the layers from one sample, and drops it
+                gates = record.take()
+                metric.update({name: gates[name] for name in only or gates}, batch.labels)
+            if not metric.update_called:  # a rank without a batch learns the layers from one sample, and drops it
                 view.forward((sample := view.load(data, 0, 1)).inputs)
-                labels += [] if sample.labels is None else [sample.labels]
-        gates = {name: layer.first(rows) for name, layer in record.packed.items()}
-        metric = TransformationComplexity(self.bandwidth, self.alpha, self.total_correlation, self.seed).to(view.device)
-        metric.update({name: gates[name] for name in only or gates}, torch.cat(labels)[:rows] if labels else None)
+                gates = {name: layer.first(0) for name, layer in record.take().items()}
+                labels = None if sample.labels is None else sample.labels[:0]
+                metric.update({name: gates[name] for name in only or gates}, labels)
         return metric

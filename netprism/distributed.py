@@ -56,6 +56,23 @@ def all_gather_object(own: T) -> list[T]:
     return everything
 
 
+def all_to_all(parts: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+    """Sends each rank a part, and returns what the ranks have sent to this one; all ranks have to call it.
+
+    Args:
+        parts: One flat tensor for each rank, of the same type; they may be empty.
+        lengths: Number of elements that come from each rank.
+
+    Returns:
+        What has come from each rank, flat, where the parts are.
+    """
+    device = parts[0].device
+    on = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    arrived = torch.empty(sum(lengths), dtype=parts[0].dtype, device=on)
+    dist.all_to_all_single(arrived, torch.cat(list(parts)).to(on), list(lengths), [len(part) for part in parts])
+    return list(arrived.to(device).split(list(lengths)))
+
+
 def run_on_all_ranks(run: Callable[[], T]) -> T:
     """Returns what `run` returns on this rank; where it raises on one rank, all ranks raise.
 

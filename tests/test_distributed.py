@@ -1,7 +1,7 @@
 import torch
 from ranks import on_ranks
 
-from netprism.distributed import all_gather_object, all_reduce_sum
+from netprism.distributed import all_gather_object, all_reduce_sum, all_to_all
 
 
 def test_alone_nothing_is_added_or_gathered():
@@ -23,3 +23,14 @@ def test_two_processes_have_the_sum_and_the_gradient_of_the_sum_of_their_losses(
         assert total.tolist() == [3.0, 30.0]
         assert gradient.tolist() == [3 * 2 * 3.0, 3 * 2 * 30.0]
         assert ranks == [0, 1]
+
+
+def parts_from_each_rank(rank):
+    """Rank r sends r numbers to rank 0, r + 1 to rank 1, r + 2 to rank 2."""
+    parts = [torch.full((rank + to,), 10 * rank + to) for to in range(3)]
+    return [part.tolist() for part in all_to_all(parts, [other + rank for other in range(3)])]
+
+
+def test_parts_of_different_lengths_go_to_their_ranks():
+    of_ranks = on_ranks(3, parts_from_each_rank)
+    assert of_ranks == [[[10 * other + rank] * (other + rank) for other in range(3)] for rank in range(3)]

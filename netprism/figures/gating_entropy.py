@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -30,8 +29,8 @@ def keep_rates(rates: dict[str, dict[str, Any]], epoch: int, complexity: GateCom
         "epoch": epoch,
         "entropy": complexity.joint_entropy,
         "layers": {
-            name: torch.histc(layer.float().cpu(), RATE_BINS, 0, 1).tolist()
-            for name, layer in complexity.activation_rates.items()
+            name: np.histogram(np.linspace(0, 1, len(gates)), RATE_BINS, (0, 1), weights=gates.numpy())[0].tolist()
+            for name, gates in complexity.open_on.items()
         },
     }
     rates.setdefault("first", entry)

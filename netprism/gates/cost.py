@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from netprism.gates.hamming import BLOCKS, hamming
+from netprism.gates.hamming import BLOCKS, block_rows, hamming
 from netprism.gates.packing import PackedGates
+from netprism.gates.pair_sums import DISTANCES
 
 MANY = 10_000  # samples from which it is said: .4 GB of distances
 _RUN = 33_000  # bytes of a sample while a run of gates is unpacked
@@ -22,9 +23,14 @@ log = logging.getLogger(__name__)
 def needed_bytes(samples: int, layers: int, ranks: int = 1) -> int:
     """Returns the memory of `transformation_complexity` beside the packed gates.
 
-    Half of two int32 `(n, n)`, a run of gates, and the sums of each block and layer.
+    Distances that are found at a time, sent to other ranks, and of layers behind; a block's kernel; a run of gates; and
+    the sums of each block and layer.
     """
-    return 4 * samples**2 // ranks + (_RUN + _SUMS * layers) * samples
+    of_a_block: int = 4 * block_rows(samples)[0].stop * samples
+    of_a_layer = 2 * samples * samples
+    found = min(of_a_layer * layers, max(DISTANCES, of_a_block))
+    behind = min(of_a_layer, max(DISTANCES, of_a_block)) // ranks
+    return (1 if ranks == 1 else 2) * found + behind + 6 * of_a_block + (_RUN + _SUMS * layers) * samples
 
 
 def announce(samples: int, gates: int, layers: int, device: torch.device, ranks: int = 1) -> None:

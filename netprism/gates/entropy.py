@@ -18,20 +18,22 @@ Source: Ren et al. 2022, sections 3 and 4, appendices E and F of the first versi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from netprism.checks import check_tensor
-from netprism.distributed import rank_and_size
 from netprism.gates.cost import announce
-from netprism.gates.hamming import activation_rates, hamming, open_counts
-from netprism.gates.independence import marginal_entropy, null_bias, smoothed_cross_entropy
+from netprism.gates.counts import histograms
+from netprism.gates.hamming import hamming
+from netprism.gates.independence import gate_variance, marginal_entropy
 from netprism.gates.packing import PackedGates
 from netprism.gates.pair_sums import PairSums, pair_sums
+from netprism.gates.slices import GateSlices
+from netprism.gates.total_correlation import JOINT, total_correlations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +66,7 @@ class GateComplexity:
             layer has none where the bandwidth is so small that a sample has no other one near it.
         conditional_total_correlation: sum_m p_m TC(Sigma_l | Y = m) (eq. 21); none where a class has one sample.
         saturation: H(Sigma_l) / log2 n, in [0, 1]; near 1 it only says that all samples differ.
-        activation_rates: Fraction of the samples on which each gate is open, float32 `(d_l,)`.
+        open_on: How many gates are open on 0, 1, ..., n of the samples, int64 `(n + 1,)` on the CPU.
     """
 
     entropy: dict[str, float]
@@ -76,7 +78,7 @@ class GateComplexity:
     total_correlation: dict[str, float]
     conditional_total_correlation: dict[str, float]
     saturation: dict[str, float]
-    activation_rates: dict[str, Tensor]
+    open_on: dict[str, Tensor]
     joint_entropy: float
     joint_conditional: float | None
     joint_class_information: float | None
@@ -117,7 +119,6 @@ def transformation_complexity(
     alpha: float | Mapping[str, float] | None = None,
     total_correlation: bool = True,
     seed: int = 0,
-    shared: bool = False,
 ) -> GateComplexity:
     """Returns all entropies of a network's gates, from one pairwise matrix per layer.
 
@@ -128,10 +129,9 @@ def transformation_complexity(
     The total correlation is the entropy of independent gates with the same activation rates minus H, both smoothed by
     the kernel, and both leaving the sample itself out; see `netprism.gates.independence`.
 
-    Cost: n^2 d / 2 multiply-adds, d the gates of all layers. Memory beside the packed gates (n d / 8 bytes): 4 n^2
-    bytes and n * 33 kB for a run of gates; 4 d bytes of activation rates, and with the total correlation 14 d more.
-    From 10 000 samples on a line of the log says both before it begins. If shared, n^2 d / 2 and 4 n^2 are divided by
-    the number of ranks.
+    Cost: n^2 d / 2 multiply-adds, d the gates of all L layers. Memory beside the packed gates (n d / 8 bytes): 2 n^2
+    (L + 1) bytes, but at most about 1 GB, and n * 33 kB for a run of gates; and 16 for each gate of the
+    largest layer. From 10 000 samples on a line of the log says both before it begins.
 
     Of gates that `record_gates(max_gates=m)` has kept, each stands for d / m gates of its layer: distances, bandwidths
     and sums over gates are scaled to all d. ResNet-8 on 500 photographs of 64 x 64, 16 384 to 65 536 gates in a layer,
@@ -145,8 +145,6 @@ def transformation_complexity(
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
         total_correlation: Whether to estimate TC, and with labels TC given the class.
         seed: Seed of the independent gates from which the bias of TC is estimated where kernels are narrow.
-        shared: All ranks call it, with the same gates; each does a part of the work, and all get bitwise what one
-            process gets.
 
     Raises:
         ValueError: There is no layer, layers differ in n, labels have another length, the bandwidth is unknown, or an
@@ -159,30 +157,44 @@ def transformation_complexity(
         1.329
     """
     packed = {name: _packed(layer, name) for name, layer in gates.items()}
-    n = _sample_count(packed)
-    check_bandwidth(bandwidth, alpha)
-    alphas = _alphas(packed, alpha)
-    device = next(iter(packed.values())).bits.device
-    classes = None if labels is None else _classes(labels, n).to(device)
-    rates = {name: activation_rates(layer) for name, layer in packed.items()}
-    widths = {
-        name: alphas[name] * layer.stands_for * (layer.size if bandwidth == "dim" else _variance(rates[name]))
-        for name, layer in packed.items()
-    }
-    marginals = {name: layer.stands_for * marginal_entropy(rates[name]) for name, layer in packed.items()}
-    ranks = rank_and_size()[1] if shared else 1
-    announce(n, sum(layer.size for layer in packed.values()), len(packed), device, ranks)
+    _sample_count(packed)
+    return complexity_of_slices(GateSlices.undivided(packed), labels, bandwidth, alpha, total_correlation, seed)
 
-    within, behind = pair_sums(packed, widths, classes, shared)
-    sets = [*within.values(), behind[next(iter(packed))]]  # each layer, and all of them together
-    correlations = _total_correlations(packed, sets, widths, classes, seed) if total_correlation else [()] * len(sets)
-    every_marginal = [*marginals.values(), sum(marginals.values())]
-    *of_layers, joint = (
-        _row(sums, classes, marginal, *found)
-        for sums, marginal, found in zip(sets, every_marginal, correlations, strict=True)
-    )
-    rows = dict(zip(packed, of_layers, strict=True))
-    return _complexity(n, rows, {name: _row(sums, classes) for name, sums in behind.items()}, rates, joint)
+
+def complexity_of_slices(
+    slices: GateSlices,
+    labels: Tensor | None,
+    bandwidth: Bandwidth,
+    alpha: float | Mapping[str, float] | None,
+    total_correlation: bool,
+    seed: int,
+) -> GateComplexity:
+    """Returns what `transformation_complexity` does, of gates that ranks may have divided; then all have to call it."""
+    n, layers = slices.samples, slices.layers
+    check_bandwidth(bandwidth, alpha)
+    alphas = _alphas(layers, alpha)
+    classes = None if labels is None else _classes(labels, n).to(slices.device)
+    if n == 0:
+        raise ValueError(f"layer {next(iter(layers))!r} has no samples")
+    members: list[Tensor | None] = [None]
+    if classes is not None and total_correlation:
+        members += [classes == number for number in range(int(classes.max()) + 1)]
+    open_on = histograms(slices, members)
+    widths = {
+        name: alphas[name] * layer.stands_for * (layer.size if bandwidth == "dim" else gate_variance(of_sets[0]))
+        for (name, layer), of_sets in zip(layers.items(), open_on.values(), strict=True)
+    }
+    marginals = {name: layer.stands_for * marginal_entropy(open_on[name][0]) for name, layer in layers.items()}
+    marginals[JOINT] = math.fsum(marginals.values())
+    gates = sum(layer.size for layer in layers.values())
+    slices.on_all_ranks(lambda: announce(n, gates, len(layers), slices.device, len(slices.columns)))
+
+    within, behind = pair_sums(slices, widths, classes)
+    sums = {**within, JOINT: behind[next(iter(layers))]}
+    correlations = total_correlations(slices, open_on, sums, widths, members, seed) if total_correlation else {}
+    rows = {name: _row(each, classes, marginals[name], *correlations.get(name, ())) for name, each in sums.items()}
+    joint, of_all = rows.pop(JOINT), {name: of_sets[0] for name, of_sets in open_on.items()}
+    return _complexity(n, rows, {name: _row(each, classes) for name, each in behind.items()}, of_all, joint)
 
 
 def check_bandwidth(bandwidth: Bandwidth, alpha: float | Mapping[str, float] | None) -> None:
@@ -315,67 +327,8 @@ def _row(
     )
 
 
-def _total_correlations(
-    packed: Mapping[str, PackedGates],
-    sets: Sequence[PairSums],
-    widths: Mapping[str, float],
-    classes: Tensor | None,
-    seed: int,
-) -> list[tuple[float | None, float | None]]:
-    """TC, and TC given the class, of each layer and of all together.
-
-    The classes are taken one after another: counts of open gates of all of them would be C times as large as the rest.
-    """
-    of_all = _correlations_of(packed, [sums.over_others for sums in sets], widths, seed)
-    if classes is None:
-        return [(found, None) for found in of_all]
-    given: list[float | None] = [0.0] * len(sets)
-    for number, size in enumerate(classes.bincount().tolist()):
-        members = classes == number
-        of_class = _correlations_of(
-            packed, [sums.over_others_of_class[members] for sums in sets], widths, seed, members
-        )
-        for i, found in enumerate(of_class):
-            total = given[i]
-            given[i] = None if total is None or found is None else total + size * found
-    return [(of, None if total is None else total / len(classes)) for of, total in zip(of_all, given, strict=True)]
-
-
-def _correlations_of(
-    packed: Mapping[str, PackedGates],
-    over_others: Sequence[Tensor],
-    widths: Mapping[str, float],
-    seed: int,
-    members: Tensor | None = None,
-) -> list[float | None]:
-    """TC of some samples, all without `members` `(n,)`: of each layer, and of all together."""
-    every_count, found = [], []
-    for (name, layer), sums in zip(packed.items(), over_others, strict=False):
-        some = layer if members is None else replace(layer, bits=layer.bits[members])
-        every_count.append(open_counts(some)[0].int())
-        found.append(_total_correlation(sums, every_count[-1], widths[name], seed, layer.stands_for))
-    counts = torch.cat(every_count)
-    every_count.clear()
-    stands_for: float | Tensor = 1.0
-    if any(layer.stands_for != 1.0 for layer in packed.values()):
-        stands_for = torch.cat([counts.new_full((e.size,), e.stands_for, dtype=torch.float32) for e in packed.values()])
-    return [*found, _total_correlation(over_others[-1], counts, sum(widths.values()), seed, stands_for)]
-
-
-def _total_correlation(
-    over_others: Tensor, counts: Tensor, bandwidth: float, seed: int, stands_for: float | Tensor
-) -> float | None:
-    """TC of n samples, of which `counts` have each gate open; None where one of them has no other near it."""
-    n = len(over_others)
-    if n < 2 or over_others.isinf().any():
-        return None
-    own = (math.log2(n - 1) - over_others).mean()
-    bias = null_bias(counts, n, bandwidth, seed, stands_for)
-    return float(smoothed_cross_entropy(counts, n, bandwidth, stands_for) - own + bias)
-
-
 def _complexity(
-    n: int, rows: dict[str, _Row], suffix: dict[str, _Row], rates: dict[str, Tensor], joint: _Row
+    n: int, rows: dict[str, _Row], suffix: dict[str, _Row], open_on: dict[str, Tensor], joint: _Row
 ) -> GateComplexity:
     most = math.log2(n) or math.inf  # one sample has no entropy to be saturated with
     return GateComplexity(
@@ -388,7 +341,7 @@ def _complexity(
         total_correlation=_known({name: row.total_correlation for name, row in rows.items()}),
         conditional_total_correlation=_known({name: row.conditional_total_correlation for name, row in rows.items()}),
         saturation={name: row.entropy / most for name, row in rows.items()},
-        activation_rates=rates,
+        open_on=open_on,
         joint_entropy=joint.entropy,
         joint_conditional=joint.conditional,
         joint_class_information=joint.class_information,
@@ -435,12 +388,6 @@ def _alphas(packed: Mapping[str, PackedGates], alpha: float | Mapping[str, float
             raise ValueError(f"alpha has no layer {name!r}; it has {', '.join(alpha) or 'none'}")
         alphas[name] = alpha[name] if isinstance(alpha, Mapping) else alpha
     return alphas
-
-
-def _variance(rates: Tensor) -> float:
-    """Var(Sigma) of gates with these rates: the sum over gates of p (1 - p)."""
-    p = rates.double()
-    return float((p * (1 - p)).sum())
 
 
 def _classes(labels: Tensor, n: int) -> Tensor:

@@ -94,11 +94,6 @@ def distances_to(own: Tensor, others: Tensor) -> Tensor:
     return counts + other_counts - 2 * common
 
 
-def activation_rates(gates: PackedGates) -> Tensor:
-    """The share of the samples on which each gate is open, float32 `(d,)`. Time O(n d)."""
-    return open_counts(gates)[0] / len(gates)
-
-
 def open_counts(gates: PackedGates, classes: Tensor | None = None) -> Tensor:
     """How many samples of each class have each gate open, int64 `(C, d)`. Cost: n d additions, C n d on a GPU.
 
@@ -106,12 +101,15 @@ def open_counts(gates: PackedGates, classes: Tensor | None = None) -> Tensor:
         gates: Gates of n samples.
         classes: Class of each sample `(n,)`, 0 to C - 1; None: all are of one.
     """
-    if classes is None:
-        classes = torch.zeros(len(gates), dtype=torch.int64, device=gates.bits.device)
     if gates.bits.device.type == "cpu":
-        by_class = replace(gates, bits=gates.bits[classes.argsort(stable=True)])
-        counts = _sums_of_rows(by_class, classes.bincount().tolist())
+        if classes is None:
+            counts = _sums_of_rows(gates, [len(gates)])
+        else:
+            by_class = replace(gates, bits=gates.bits[classes.argsort(stable=True)])
+            counts = _sums_of_rows(by_class, classes.bincount().tolist())
     else:
+        if classes is None:
+            classes = torch.zeros(len(gates), dtype=torch.int64, device=gates.bits.device)
         members = one_hot(classes).T.to(torch.int8).contiguous()
         counts = torch.cat([int8_product(members, run.T.contiguous()) for _, run in gates.runs(_RUN)], dim=1)
     return counts[:, : gates.size].long()

@@ -15,7 +15,6 @@ Source: Ren et al. 2022, eq. (6), (27) and (28) of the first version, https://ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,50 +23,63 @@ from netprism.gates.hamming import bernoulli, distances_to
 
 _NEGLIGIBLE = 1e-3  # bits
 _ROWS = 256  # samples over which the bias is averaged
-_RUN = 2**18  # gates at a time: 2 MB in float64
 
 
-def marginal_entropy(rates: Tensor) -> float:
-    """Returns C = sum_i H_b(p_i), the entropy of independent gates with these activation rates `(d,)`, in bits."""
-
-    def entropies(p: Tensor) -> Tensor:
-        found: Tensor = torch.special.entr(p) + torch.special.entr(1 - p)
-        return found
-
-    return float(_sum_over_gates(rates, entropies)) / math.log(2)
-
-
-def smoothed_cross_entropy(counts: Tensor, n: int, bandwidth: float, stands_for: float | Tensor = 1.0) -> float:
-    """Returns the first side of the total correlation, see above, in bits. Time O(d), memory 8 d bytes.
+def marginal_entropy(histogram: Tensor) -> float:
+    """Returns C = sum_i H_b(p_i), the entropy of independent gates with these activation rates p_i, in bits.
 
     Args:
-        counts: How many of the samples have each gate open, `(d,)`.
-        n: Number of samples, at least 2.
-        bandwidth: Variance s0^2 of the kernel.
-        stands_for: How many gates of this activation rate there are, one number for all or one per gate `(d,)`.
+        histogram: How many gates are open on 0, 1, ..., n of n samples, `(n + 1,)`. As below.
     """
+    p = _rates(histogram)
+    return _sum_over_gates(histogram, torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+
+
+def gate_variance(histogram: Tensor) -> float:
+    """Returns Var(Sigma) = sum_i p_i (1 - p_i), the variance of all gates."""
+    p = _rates(histogram)
+    return _sum_over_gates(histogram, p * (1 - p))
+
+
+def smoothed_cross_entropy(histogram: Tensor, bandwidth: float) -> float:
+    """Returns the first side of the total correlation, see above, in bits, of at least 2 samples. Time O(n).
+
+    Args:
+        histogram: How many gates are open on 0, 1, ..., n of n samples, `(n + 1,)`.
+        bandwidth: Variance s0^2 of the kernel.
+    """
+    n = len(histogram) - 1
     differ = math.exp(-0.5 / bandwidth) if bandwidth > 1e-300 else 0.0
     least = 5e-324  # a gate that is open once has no kernel left at bandwidths below 1 / 1400
+    counts = torch.arange(n + 1, dtype=torch.float64)
+    among_others_if_open, among_others = (counts - 1) / (n - 1), counts / (n - 1)
+    where_open = among_others_if_open + (1 - among_others_if_open) * differ
+    where_closed = 1 - among_others + among_others * differ
+    of_open = torch.special.xlogy(counts, where_open.clamp_min(least))
+    of_closed = torch.special.xlogy(n - counts, where_closed.clamp_min(least))
+    return -_sum_over_gates(histogram, of_open + of_closed) / n / math.log(2)
 
-    def logarithms(c: Tensor) -> Tensor:
-        among_others_if_open, among_others = (c - 1) / (n - 1), c / (n - 1)
-        where_open = among_others_if_open + (1 - among_others_if_open) * differ
-        where_closed = 1 - among_others + among_others * differ
-        of_open: Tensor = torch.special.xlogy(c, where_open.clamp_min(least))
-        of_closed: Tensor = torch.special.xlogy(n - c, where_closed.clamp_min(least))
-        return of_open + of_closed
 
-    return -float(_sum_over_gates(counts, logarithms, stands_for)) / n / math.log(2)
+def has_bias(variance: float, n: int, bandwidth: float) -> bool:
+    """Returns whether H of n independent gates is off by so much that `null_bias` has to say how much.
+
+    It is not unless kernels vary much: distances of independent gates have variance v = sum_i p_i (1 - p_i), and the
+    relative variance of the kernels is about exp(v / (2 s0^2)^2) - 1. Behind convolutions at the default bandwidth it
+    never is.
+
+    Args:
+        variance: Variance v of the distances.
+        n: Number of samples, at least 2.
+        bandwidth: Variance s0^2 of the kernel.
+    """
+    exponent = variance / max(4 * bandwidth**2, 1e-300)
+    return math.expm1(min(exponent, 50.0)) / (2 * (n - 1) * math.log(2)) >= _NEGLIGIBLE
 
 
 def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_for: float | Tensor = 1.0) -> float:
     """Returns by how much H of n independent gates, each sample left out, exceeds its limit for many samples, in bits.
 
-    It is negligible, and 0 here, unless kernels vary much: distances of independent gates have variance
-    v = sum_i p_i (1 - p_i), and the relative variance of the kernels is about exp(v / (2 s0^2)^2) - 1. Behind
-    convolutions at the default bandwidth it always is.
-
-    Cost: O(d) where it is negligible; otherwise (n + 256) d random numbers and 256 n d multiply-adds.
+    Cost: (n + 256) d random numbers and 256 n d multiply-adds.
 
     Args:
         counts: How many of the samples have each gate open, `(d,)`.
@@ -76,10 +88,6 @@ def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_fo
         seed: Seed of the random numbers.
         stands_for: How many gates of this activation rate there are, one number for all or one per gate `(d,)`.
     """
-    exponent = float(_sum_over_gates(counts, lambda c: c / n * (1 - c / n), stands_for)) / max(4 * bandwidth**2, 1e-300)
-    expected = math.expm1(min(exponent, 50.0)) / (2 * (n - 1) * math.log(2))
-    if expected < _NEGLIGIBLE:
-        return 0.0
     p = _of_all_gates(counts.double() / n, stands_for)
     draws = torch.Generator(counts.device).manual_seed(seed)
     rows = min(n, _ROWS)
@@ -90,13 +98,14 @@ def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_fo
     return float((limit - logs).mean()) / math.log(2)
 
 
-def _sum_over_gates(of: Tensor, function: Callable[[Tensor], Tensor], stands_for: float | Tensor = 1.0) -> Tensor:
-    """Sum of a function of one number per gate `(d,)`, a run of gates at a time: 8 d bytes, whatever it calculates."""
-    values = torch.empty(of.shape, dtype=torch.float64, device=of.device)
-    for start in range(0, len(of), _RUN):
-        run = slice(start, start + _RUN)
-        values[run] = function(of[run].double()) * (stands_for[run] if isinstance(stands_for, Tensor) else stands_for)
-    return values.sum()
+def _rates(histogram: Tensor) -> Tensor:
+    n = len(histogram) - 1
+    return torch.arange(n + 1, dtype=torch.float64) / n
+
+
+def _sum_over_gates(histogram: Tensor, values: Tensor) -> float:
+    """Sum over gates of a function of the number of samples on which a gate is open, `(n + 1,)`."""
+    return math.fsum((histogram * values).tolist())
 
 
 def _of_all_gates(rates: Tensor, stands_for: float | Tensor) -> Tensor:

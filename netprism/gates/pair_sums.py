@@ -1,22 +1,29 @@
-"""Sums of kernels over all pairs of samples, which ranks can share: block by block of the matrix of distances.
+"""Sums of kernels over all pairs of samples, block by block of the matrix of distances.
 
 A block has some samples as rows, and all samples up to the last of them as columns. So each pair is looked at once: a
-block adds its rows' sums to its rows, and its columns' sums to samples of earlier blocks. All blocks of all layers are
-joined in one gather and added up in a fixed order, so that the sums are bitwise the same on any number of ranks.
+block adds its rows' sums to its rows, and its columns' sums to samples of earlier blocks.
+
+Ranks that have slices of the gates find the distances in these. Distances of one block go to one rank, which adds them
+up, exactly, since they are integers, and sums the kernels. The sums of all blocks are joined in one gather and added up
+in a fixed order, so that they are bitwise the same on any number of ranks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from netprism.distributed import all_gather_object, rank_and_size
+from netprism.distributed import all_to_all
 from netprism.gates.hamming import block_rows, distance_blocks
 from netprism.gates.packing import PackedGates
+from netprism.gates.slices import GateSlices
+
+DISTANCES = 2**29  # bytes of distances that a rank finds at a time, unless those of one block are more
 
 
 @dataclass(frozen=True)
@@ -33,37 +40,105 @@ class PairSums:
 
 
 def pair_sums(
-    gates: Mapping[str, PackedGates], widths: Mapping[str, float], classes: Tensor | None, shared: bool
+    slices: GateSlices, widths: Mapping[str, float], classes: Tensor | None
 ) -> tuple[dict[str, PairSums], dict[str, PairSums]]:
     """Returns the sums of each layer, and of each layer with all behind it, these at the bandwidth of all layers.
 
     Cost: n^2 d / 2 multiply-adds (a tenth as many operations on words where bits are counted) and n^2 L exponentials,
-    divided among the ranks if shared. Memory: 4 n^2 bytes, divided as well, `n * 16 kB` for a run of gates, and at most
-    `n L * 1 kB` of sums.
+    divided among the ranks. Memory: 2 n^2 (L + 1) bytes, but at most about 1 GB, and once more what is sent; `n * 16
+    kB` for a run of gates, and at most `n L * 1 kB` of sums. Sent: 2 n^2 bytes a layer, by each rank that has some of
+    it.
 
     Args:
-        gates: Gates of the layers, in the order of the calls.
+        slices: Gates of the layers, in the order of the calls.
         widths: Variance s0^2 of each layer's kernel.
         classes: Classes 0, 1, ... of the samples `(n,)`, or None.
-        shared: Whether all ranks call it, with the same gates, and each does a part of the work.
     """
-    n, names = len(next(iter(gates.values()))), list(gates)
-    blocks = block_rows(n)
-    own = _share(len(blocks)) if shared else list(range(len(blocks)))
+    blocks, names = block_rows(slices.samples), list(slices.layers)
     scales = {name: _scale(width) for name, width in widths.items()}
     of_all = _scale(sum(widths.values()))
-    behind: dict[int, Tensor] = {}
-    found: dict[int, list[Tensor]] = {number: [] for number in own}
-    for name in reversed(names):
-        for number, block in distance_blocks(gates[name], own).items():
-            within = _of_all_gates(block, gates[name])
-            behind[number] = within if number not in behind else behind[number].add_(within)
-            for distances, scale in ((within, scales[name]), (behind[number], of_all)):
-                found[number].append(_block_sums(distances, blocks[number].start, scale, classes))
-    parts = {number: torch.stack(found.pop(number)) for number in own}  # (2 L, 1 or 2, end)
-    total = _joined(parts, blocks, shared).to(next(iter(gates.values())).bits.device)
+    parts: dict[int, Tensor] = {}
+    for numbers in _some_at_a_time(blocks):
+        owners = _owners(numbers, len(slices.columns))
+        behind: dict[int, Tensor] = {}
+        found: dict[int, list[Tensor]] = {number: [] for number in numbers if owners[number] == slices.rank}
+        for some in _some_layers(names[::-1], [blocks[number] for number in numbers]):
+            for number, of_layers in _distances(slices, blocks, owners, some):
+                for name in some:
+                    within = _of_all_gates(of_layers.pop(name), slices.layers[name])
+                    behind[number] = behind[number] + within if number in behind else within
+                    for distances, scale in ((within, scales[name]), (behind[number], of_all)):
+                        found[number].append(_block_sums(distances, blocks[number].start, scale, classes))
+        parts |= {number: torch.stack(of_block) for number, of_block in found.items()}  # (2 L, 1 or 2, end)
+    total = _joined(slices, parts, blocks).to(slices.device)
     sums = [_with_logarithms(each) for each in total]
     return dict(zip(names, sums[::2][::-1], strict=True)), dict(zip(names, sums[1::2][::-1], strict=True))
+
+
+def _some_at_a_time(blocks: Sequence[slice]) -> Iterator[list[int]]:
+    """Numbers of successive blocks, so many that their distances in a layer fit in `DISTANCES`."""
+    some: list[int] = []
+    for number in range(len(blocks)):
+        if some and _layer_bytes([blocks[each] for each in (*some, number)]) > DISTANCES:
+            yield some
+            some = []
+        some.append(number)
+    yield some
+
+
+def _some_layers(names: Sequence[str], blocks: Sequence[slice]) -> Iterator[Sequence[str]]:
+    """Successive layers, so many that their distances in these blocks fit in `DISTANCES`."""
+    count = max(1, DISTANCES // _layer_bytes(blocks))
+    for start in range(0, len(names), count):
+        yield names[start : start + count]
+
+
+def _layer_bytes(blocks: Sequence[slice]) -> int:
+    return sum(4 * (rows.stop - rows.start) * rows.stop for rows in blocks)
+
+
+def _owners(numbers: Sequence[int], ranks: int) -> dict[int, int]:
+    """Which rank gets which block: dealt from the largest to the smallest, to and fro."""
+    owners = {}
+    for place, number in enumerate(reversed(numbers)):
+        turn, seat = divmod(place, ranks)
+        owners[number] = seat if turn % 2 == 0 else ranks - 1 - seat
+    return owners
+
+
+def _distances(
+    slices: GateSlices, blocks: Sequence[slice], owners: Mapping[int, int], names: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The distances of this rank's blocks in each of some layers."""
+    own = [number for number, owner in owners.items() if owner == slices.rank]
+    if not slices.shared:
+        of_layers = {name: distance_blocks(slices.gates(name), own) for name in names}
+        for number in own:
+            yield number, {name: of_layer.pop(number) for name, of_layer in of_layers.items()}
+        return
+    shapes = {number: (blocks[number].stop - blocks[number].start, blocks[number].stop) for number in own}
+    sizes = [rows * columns for rows, columns in shapes.values()]
+    layers = [[name for name in names if name in of_rank] for of_rank in slices.columns]
+    lengths = [sum(sizes) * len(of_rank) for of_rank in layers]
+    arrived = all_to_all(slices.on_all_ranks(partial(_to_send, slices, owners, layers[slices.rank])), lengths)
+    found: dict[int, dict[str, Tensor]] = {number: {} for number in own}
+    for of_rank, part in zip(layers, arrived, strict=True):
+        pieces = iter(part.split(sizes * len(of_rank)))
+        for name in of_rank:
+            for number, shape in shapes.items():
+                piece = next(pieces).view(shape)
+                found[number][name] = found[number][name] + piece if name in found[number] else piece
+    yield from found.items()
+
+
+def _to_send(slices: GateSlices, owners: Mapping[int, int], names: Sequence[str]) -> list[Tensor]:
+    """For each rank the distances of its blocks in this rank's gates of some layers, layer by layer, flat."""
+    parts: list[list[Tensor]] = [[torch.empty(0, dtype=torch.int32, device=slices.device)] for _ in slices.columns]
+    for name in names:
+        of_layer = distance_blocks(slices.gates(name), list(owners))
+        for number, owner in owners.items():
+            parts[owner].append(of_layer.pop(number).flatten())
+    return [torch.cat(of_rank) for of_rank in parts]
 
 
 def _scale(width: float) -> float:
@@ -73,17 +148,6 @@ def _scale(width: float) -> float:
 def _of_all_gates(distances: Tensor, layer: PackedGates) -> Tensor:
     """What the distances would be if all gates of a layer were packed, to the nearest integer."""
     return distances if layer.positions is None else (distances.double() * layer.stands_for).round().int()
-
-
-def _share(count: int) -> list[int]:
-    """This rank's blocks: dealt from the largest to the smallest, to and fro."""
-    rank, size = rank_and_size()
-    return [number for number in reversed(range(count)) if _dealt(count - 1 - number, size) == rank]
-
-
-def _dealt(place: int, size: int) -> int:
-    turn, seat = divmod(place, size)
-    return seat if turn % 2 == 0 else size - 1 - seat
 
 
 def _block_sums(distances: Tensor, start: int, scale: float, classes: Tensor | None) -> Tensor:
@@ -97,11 +161,10 @@ def _block_sums(distances: Tensor, start: int, scale: float, classes: Tensor | N
     return torch.stack(parts)
 
 
-def _joined(parts: Mapping[int, Tensor], blocks: Sequence[slice], shared: bool) -> Tensor:
+def _joined(slices: GateSlices, own: Mapping[int, Tensor], blocks: Sequence[slice]) -> Tensor:
     """The sums `(2 L, 1 or 2, n)` of all blocks of all ranks."""
-    if shared:
-        own = {number: part.cpu() for number, part in parts.items()}
-        parts = {number: part for of_rank in all_gather_object(own) for number, part in of_rank.items()}
+    of_ranks = slices.gathered(lambda: {number: part.cpu() if slices.shared else part for number, part in own.items()})
+    parts = {number: part for of_rank in of_ranks for number, part in of_rank.items()}
     *shape, _ = parts[0].shape
     total = parts[0].new_zeros(*shape, blocks[-1].stop)
     for number in range(len(blocks)):

@@ -41,11 +41,11 @@ class GateRecord:
 
     @property
     def packed(self) -> dict[str, PackedGates]:
-        """Every layer's gates, packed: `PackedGates` of all samples."""
+        """Every layer's gates, packed: `PackedGates` of all samples since the last `take`."""
         for name, parts in self._parts.items():
             if len(parts) > 1:
                 self._parts[name] = [PackedGates.concatenate(parts)]
-        return {name: parts[0] for name, parts in self._parts.items()}
+        return {name: parts[0] for name, parts in self._parts.items() if parts}
 
     @property
     def states(self) -> Mapping[str, Tensor]:
@@ -54,6 +54,12 @@ class GateRecord:
         They have their natural shape, or `(samples, max_gates)` where a layer has more gates than `max_gates`.
         """
         return _Unpacked(self.packed)
+
+    def take(self) -> dict[str, PackedGates]:
+        """Returns what `packed` is, and forgets it: a batch's gates, for those who keep them elsewhere."""
+        taken = self.packed
+        self._parts = {name: [] for name in self._parts}
+        return taken
 
     def _visit(self, call: GateCall) -> None:
         if self._passes and call.layer not in self.layers:

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import dim_zero_cat
 
-from netprism.gates.entropy import Bandwidth, GateComplexity, Gates, transformation_complexity
+from netprism.gates.entropy import Bandwidth, GateComplexity, Gates, complexity_of_slices
 from netprism.gates.packing import PackedGates
+from netprism.gates.slices import GateSlices, deal, exchange
 from netprism.metrics._plotted import PlottedMetric
 
 
 class TransformationComplexity(PlottedMetric):
     """Entropies of gating states over all samples of all ranks; see `netprism.gates.transformation_complexity`.
 
-    Samples must meet in pairs, so the state is the gates themselves, one bit each: `compute` gathers n * d / 8 bytes on
-    every rank, and each does a part of the work on pairs. Every rank has to update at least once; a rank without a
-    sample does so with gates of no rows.
+    Samples must meet in pairs, so the state is the gates themselves, one bit each. No rank ever has all of them: in
+    `compute` each of W ranks gets its slice of the gates of all samples, n d / (8 W) bytes beside those of its own
+    samples, and does its part of the work on pairs. Every rank has to update at least once; a rank without a sample
+    does so with gates of no rows.
 
     Args:
         bandwidth: "dim" or "variance".
         alpha: Factor of the bandwidth, one for all layers or one per layer; None: `default_alpha` of each layer.
         total_correlation: Whether to estimate TC.
         seed: Seed of the independent gates that TC compares with.
-        options: Options of `torchmetrics.Metric`, such as `sync_on_compute`.
+        options: Options of `torchmetrics.Metric`, such as `sync_on_compute`; no `process_group`.
 
     Example:
         >>> metric = TransformationComplexity()
@@ -51,6 +51,8 @@ class TransformationComplexity(PlottedMetric):
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if options.get("process_group") is not None:
+            raise ValueError("process_group is given; expected None: all ranks share the work")
         super().__init__(**options)
         self.bandwidth, self.alpha, self.total_correlation, self.seed = bandwidth, alpha, total_correlation, seed
         # Without samples: shapes, and what precedes the gates. They outlive a reset: of a group of metrics with equal
@@ -93,20 +95,25 @@ class TransformationComplexity(PlottedMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The entropies over all samples in bits, the same on every rank; names as in `GateComplexity.quantities`."""
-        bits = dim_zero_cat(self.bits)
-        labels = dim_zero_cat(self.labels) if len(self.labels) else None  # a list, or a tensor after a gather
-        widths = [-(-layer.size // 8) for layer in self.layers.values()]
-        gates = {
-            name: replace(layer, bits=part)
-            for (name, layer), part in zip(self.layers.items(), bits.split(widths, dim=1), strict=True)
-        }
-        self._result = transformation_complexity(
-            gates,
+        if not self.bits:
+            raise ValueError("the metric has no samples; expected a call of update() before")
+        columns = self._columns if self._is_synced else deal(self.layers, 1)
+        labels = torch.cat(self.labels) if self.labels else None
+        self._result = complexity_of_slices(
+            GateSlices.of_columns(self.bits, self.layers, columns),
             labels,
-            bandwidth=self.bandwidth,
-            alpha=self.alpha,
-            total_correlation=self.total_correlation,
-            seed=self.seed,
-            shared=self._is_synced and self.process_group is None,
+            self.bandwidth,
+            self.alpha,
+            self.total_correlation,
+            self.seed,
         )
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self._result.quantities().items()}
+
+    def _sync_dist(self, *_: Any, **__: Any) -> None:
+        """Fetches this rank's slice of the gates of all ranks' samples, and all labels, instead of all gates."""
+        self._columns, bits, labels = exchange(self.bits, self.layers, self.labels)
+        self.bits, self.labels = [bits], [] if labels is None else [labels]
+
+    def _copy_state_dict(self) -> dict[str, Tensor | list[Any]]:
+        """What `unsync` restores: the same tensors, since nothing changes one in place. A copy would double them."""
+        return {"bits": list(self.bits), "labels": list(self.labels)}

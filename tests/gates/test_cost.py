@@ -36,8 +36,8 @@ def test_free_memory_is_that_of_this_machine():
 
 
 def test_the_memory_of_many_samples():
-    assert cost.needed_bytes(20_000, layers=19) == pytest.approx(2.65e9, rel=0.02)
-    assert cost.needed_bytes(20_000, layers=19, ranks=4) == pytest.approx(1.45e9, rel=0.02)
+    assert cost.needed_bytes(20_000, layers=19) == pytest.approx(2.27e9, rel=0.01)
+    assert cost.needed_bytes(20_000, layers=19, ranks=4) == pytest.approx(2.41e9, rel=0.01)
 
 
 def test_the_sums_of_all_blocks_grow_with_the_samples_and_not_with_their_pairs():

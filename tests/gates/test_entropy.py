@@ -183,7 +183,7 @@ def test_packed_gates_give_the_same(network):
     result = transformation_complexity(packed, labels)
     assert result.entropy == plain.entropy
     assert result.joint_total_correlation == plain.joint_total_correlation
-    assert all(torch.equal(result.activation_rates[name], plain.activation_rates[name]) for name in gates)
+    assert all(torch.equal(result.open_on[name], plain.open_on[name]) for name in gates)
 
 
 def test_a_gate_that_stands_for_others_counts_as_often(network):

@@ -183,6 +183,20 @@ def test_batches_are_joined_in_order():
     assert gates.packed["1"].bits.shape == (7, 4)
 
 
+def test_gates_that_are_taken_are_forgotten():
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    model = Paper()
+    with record_gates(model) as gates:
+        model(x)
+    with record_gates(model) as taken:
+        parts = [(model(some), taken.take())[1] for some in x.split(4)]
+        assert taken.take() == {}
+    assert list(parts[0]) == list(gates.packed)
+    for name, layer in gates.packed.items():
+        assert torch.equal(torch.cat([part[name].bits for part in parts]), layer.bits)
+    assert dict(taken.states) == {}
+
+
 def test_training_goes_on_the_same_to_the_bit():
     def gradients(watch):
         torch.manual_seed(0)

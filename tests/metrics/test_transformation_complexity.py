@@ -5,10 +5,9 @@ import torch
 from ranks import on_ranks
 from torchmetrics import MetricCollection
 
-from netprism.distributed import all_gather_object
+from netprism.distributed import RemoteRankError, all_gather_object
 from netprism.gates import pair_sums
 from netprism.gates.entropy import transformation_complexity
-from netprism.gates.hamming import block_rows
 from netprism.gates.packing import PackedGates
 from netprism.metrics import TransformationComplexity
 
@@ -44,7 +43,7 @@ def test_batches_give_what_the_function_gives(samples, packed):
     assert result.class_information == expected.class_information
     assert result.total_correlation == expected.total_correlation
     assert result.joint_entropy == expected.joint_entropy
-    assert all(torch.equal(result.activation_rates[name], rate) for name, rate in expected.activation_rates.items())
+    assert all(torch.equal(result.open_on[name], gates) for name, gates in expected.open_on.items())
 
 
 def test_options_reach_the_function(samples):
@@ -86,6 +85,11 @@ def test_state_is_one_bit_a_gate(samples):
     assert sum(part.numel() for part in metric.bits) == 30 * (10 + 2)  # ceil(75 / 8) and ceil(13 / 8) bytes
 
 
+def test_a_process_group_is_refused():
+    with pytest.raises(ValueError, match="process_group is given; expected None"):
+        TransformationComplexity(process_group=0)
+
+
 def test_another_shape_is_named(samples):
     gates, _ = samples
     metric = TransformationComplexity()
@@ -96,33 +100,71 @@ def test_another_shape_is_named(samples):
         metric.update(gates, torch.zeros(3, dtype=torch.int64))
 
 
-def complexity_of_rank(rank, gates, labels):
+def complexity_of_rank(rank, gates, labels, options):
     """Rank 0 has 21 samples in 6 batches, rank 1 has 9 in 2, rank 2 has none."""
-    metric = TransformationComplexity()
+    metric = TransformationComplexity(**options)
     for index in (torch.arange(21).split(4), torch.arange(21, 30).split(7), [torch.arange(0)])[rank]:
         metric.update(rows(gates, index), labels[index])
-    looked_at = []
-    blocks = pair_sums.distance_blocks
-    pair_sums.distance_blocks = lambda layer, own: looked_at.append(len(own)) or blocks(layer, own)
-    result = scalars(metric.complexity())
-    every = all_gather_object(looked_at[0])
-    assert sum(every) == len(block_rows(30))
-    assert max(every) - min(every) <= 1
-    return result
+    kept, looked_at, blocks = list(metric.bits), [], pair_sums.distance_blocks
+    pair_sums.distance_blocks = lambda layer, own: looked_at.append((min(own), *layer.bits.shape)) or blocks(layer, own)
+    result = metric.complexity()
+    assert all(now is before for now, before in zip(metric.bits, kept, strict=True))  # as before the exchange
+    every = [[call for call in of_rank if call[0] == 0] for of_rank in all_gather_object(looked_at)]  # of block 0
+    assert sum(width for of_rank in every for *_, width in of_rank) == 10 + 2  # each byte of a sample on one rank,
+    assert all(sum(width for *_, width in of_rank) == 4 for of_rank in every)  # a third of them on each
+    assert all(samples == 30 for of_rank in every for *_, samples, _ in of_rank)
+    return scalars(result)
 
 
 def scalars(result):
-    joint = [result.joint_entropy, result.joint_class_information, result.joint_total_correlation]
-    return [*joint, *result.entropy.values(), *result.total_correlation.values()]
+    return [*result.quantities().items(), *(gates.tolist() for gates in result.open_on.values())]
 
 
-@pytest.mark.parametrize("rows", [7, 128])
-def test_uneven_ranks_share_the_pairs_and_agree_with_one_process(samples, monkeypatch, rows):
-    gates, labels = samples  # in the order in which ranks gather them, so that sums are bitwise equal
-    monkeypatch.setattr("netprism.gates.hamming._ROWS", rows)  # five blocks for three ranks, or one
-    expected = scalars(transformation_complexity(gates, labels))
-    for found in on_ranks(3, partial(complexity_of_rank, gates=gates, labels=labels)):
+@pytest.mark.parametrize(
+    ("rows", "distances", "options"),
+    [
+        (7, 2**29, {}),  # five blocks for three ranks
+        (7, 800, {"bandwidth": "variance", "alpha": 0.3}),  # one or two at a time
+        (128, 1, {"alpha": 0.004}),  # one block; narrow kernels, so that independent gates are drawn
+    ],
+)
+def test_uneven_ranks_share_the_gates_and_agree_with_one_process(samples, monkeypatch, rows, distances, options):
+    gates, labels = samples  # in the order of ranks, so that sums are bitwise equal
+    monkeypatch.setattr("netprism.gates.slices._MESSAGE", 30)  # two samples in a message
+    monkeypatch.setattr("netprism.gates.hamming._ROWS", rows)
+    monkeypatch.setattr("netprism.gates.pair_sums.DISTANCES", distances)
+    expected = scalars(transformation_complexity(gates, labels, **options))
+    for found in on_ranks(3, partial(complexity_of_rank, gates=gates, labels=labels, options=options)):
         assert found == expected
+
+
+def other_layers(rank):
+    metric = TransformationComplexity()
+    metric.update({"relu": torch.eye(3 + rank, dtype=torch.bool)})
+    with pytest.raises(ValueError, match=r"layer 'relu' of process 1 has gates of shape \(4,\); expected .* \(3,\)"):
+        metric.compute()
+
+
+def test_a_rank_with_other_layers_is_named_on_all_of_them():
+    on_ranks(2, other_layers)
+
+
+def failing(rank):
+    metric = TransformationComplexity()
+    metric.update({"relu": torch.eye(3, dtype=torch.bool)})
+    if rank == 1:
+        pair_sums.distance_blocks = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError if rank == 1 else RemoteRankError, match="division by zero"):
+        metric.compute()
+
+
+def test_a_rank_that_fails_between_two_messages_ends_all():
+    on_ranks(2, failing)
+
+
+def test_a_metric_without_samples_says_so():
+    with pytest.warns(UserWarning, match="before"), pytest.raises(ValueError, match="expected a call of update"):
+        TransformationComplexity().compute()
 
 
 def test_it_works_in_a_collection_epoch_after_epoch_and_takes_the_options_of_a_metric(samples):
