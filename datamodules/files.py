@@ -200,7 +200,7 @@ class ImageFilesDataModule(ImageDataModule):
         labels = torch.full((len(names),), -1)
         positions = self._positions()
         labels[torch.tensor(positions)] = torch.arange(len(positions))
-        targets = labels[table.targets]
+        targets = labels[table.targets.long()]  # of no objects the tensor is one of floats
         kept = (targets >= 0).nonzero().flatten()
         counts = targets[kept].bincount(minlength=len(positions))
         if (counts == 0).any():

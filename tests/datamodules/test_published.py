@@ -113,6 +113,13 @@ def test_what_is_missing_is_named_with_where_it_belongs(kind, tmp_path, no_netwo
             made(kind, tmp_path, download=True).prepare_data()
 
 
+@pytest.mark.parametrize("kind", [VOC2012, COCO2014])
+def test_objects_that_are_all_too_small_leave_a_class_empty(kind, tmp_path):
+    WRITTEN[kind][0](tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"^{kind.__name__}: class '.*' has no train images in "):
+        kind(root=str(tmp_path), min_side=1000).setup("fit")
+
+
 @pytest.mark.parametrize(
     ("kind", "file"),
     [
