@@ -148,7 +148,9 @@ class NetprismCLI(LightningCLI):
         except argparse.ArgumentError as error:
             raise argparse.ArgumentError(None, self._explain(error.message)) from error
         may_train = self.args[0] == "fit"
-        resolve_teachers(self.config[self.args[0]], may_train, lambda name: ConfigReader().network_key(name))
+        resolve_teachers(
+            self.config[self.args[0]], may_train, lambda name, seed: ConfigReader().network_key(name, seed)
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Ignore the checkpoint: Lightning's would let it choose the class of the model and its arguments."""
@@ -287,9 +289,10 @@ class ConfigReader(NetprismCLI):
         """Returns a config as a run writes it."""
         return str(self._parser("fit").dump(config, skip_none=False))
 
-    def network_key(self, experiment: str) -> str:
-        """Returns the key of the network that an experiment trains as it stands, without any option."""
-        config = self.resolved(EXPERIMENTS / f"{experiment}.yaml", [])
+    def network_key(self, experiment: str, seed: int | None = None) -> str:
+        """Returns the key of the network that an experiment trains as it stands, without any option but the seed."""
+        args = [] if seed is None else [f"--seed_everything={seed}"]
+        config = self.resolved(EXPERIMENTS / f"{experiment}.yaml", args)
         for options in teachers_in(config):
-            options["checkpoint"] = f"key:{self.network_key(options['experiment'])}"
+            options["checkpoint"] = f"key:{self.network_key(options['experiment'], options.get('seed'))}"
         return network_key(yaml.safe_load(self.dump(config)))

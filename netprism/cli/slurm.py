@@ -128,21 +128,23 @@ def submit(job: Job, config: Path, experiments: dict[str, Path], dry_run: bool) 
     Raises:
         SlurmError: sbatch is not there or refuses.
     """
-    ids: dict[str, str] = {}
+    ids: dict[tuple[str, int | None], str] = {}
     for teacher in missing_teachers(config, experiments):
-        before = [ids[name] for name in missing_teachers(experiments[teacher], experiments)]
-        one = replace(job, experiment=teacher, args=_data_of(job.args), nodes=1, gpus=min(1, job.gpus), tasks=1)
+        name, seed = teacher
+        before = [ids[each] for each in missing_teachers(experiments[name], experiments)]
+        args = (*_data_of(job.args), *(() if seed is None else (f"--seed_everything={seed}",)))
+        one = replace(job, experiment=name, args=args, nodes=1, gpus=min(1, job.gpus), tasks=1)
         ids[teacher] = _hand_over(one, before, dry_run)
     _hand_over(job, list(ids.values()), dry_run)
 
 
-def missing_teachers(config: Path, experiments: dict[str, Path]) -> list[str]:
-    """The experiments whose networks a config looks into and that have no finished run, each after those it needs."""
-    found: dict[str, None] = {}
+def missing_teachers(config: Path, experiments: dict[str, Path]) -> list[tuple[str, int | None]]:
+    """The experiments, with seeds, whose networks a config looks into without a finished run, after those they need."""
+    found: dict[tuple[str, int | None], None] = {}
     for options in teachers_in(_composed(config)):
-        name = options["experiment"]
-        if not finished_runs(name) and name in experiments:
-            found |= dict.fromkeys([*missing_teachers(experiments[name], experiments), name])
+        name, seed = options["experiment"], options.get("seed")
+        if not finished_runs(name, seed) and name in experiments:
+            found |= dict.fromkeys([*missing_teachers(experiments[name], experiments), (name, seed)])
     return list(found)
 
 

@@ -90,7 +90,7 @@ class Planner:
         of_all = {name: value for name, value in of_teacher.items() if not name.partition(".")[0].isdigit()}
         for number, analysed in enumerate(teachers_in(config)):
             name = analysed["experiment"]
-            given = {**of_all, **_below(f"{number}.", of_teacher)}
+            given = {**of_all, **_seed_of(analysed), **_below(f"{number}.", of_teacher)}
             own = {name: value for name, value in given.items() if not name.startswith(TEACHER)}
             of_both = {name: value for name, value in of_all.items() if not name.startswith(TEACHER)}
             below = {**of_both, **_below(TEACHER, given)}
@@ -124,6 +124,12 @@ def _with_keys(config: Any, networks: Mapping[Path, Point]) -> Any:  # noqa: ANN
         return f"key:{known[node]}/best.ckpt" if isinstance(node, str) and node in known else node
 
     return replaced(config)
+
+
+def _seed_of(analysed: Any) -> dict[str, Any]:  # noqa: ANN401 - a part of a config
+    """The seed that a config gives one of its networks, which is that of the study otherwise."""
+    seed = analysed.get("seed")
+    return {} if seed is None else {"seed_everything": seed}
 
 
 def _below(prefix: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,11 +16,13 @@ from pytorch_lightning.utilities import rank_zero_info
 from netprism.cli.config_teachers import teachers_in
 from netprism.cli.keys import network_key, read_config
 from netprism.files import alone
-from netprism.runs.folder import RUN, display_path, finished_runs, runs_root
+from netprism.runs.folder import RUN, command_of, display_path, finished_runs, runs_root, with_seed
 from netprism.runs.teachers import UNTRAINED, checkpoint_in
 
+KeyOf = Callable[[str, int | None], str]  # the `network_key` of an experiment with a seed, or with its own
 
-def resolve_teachers(config: Namespace, may_train: bool, key_of: Callable[[str], str]) -> None:
+
+def resolve_teachers(config: Namespace, may_train: bool, key_of: KeyOf) -> None:
     """Writes the checkpoint of each trained network into a config, so that the run records which one it was.
 
     It is that of the newest finished run of the experiment as it stands: a run with another width, seed or number of
@@ -30,38 +32,39 @@ def resolve_teachers(config: Namespace, may_train: bool, key_of: Callable[[str],
     Args:
         config: Config of `fit` or another command; changed in place.
         may_train: Whether to train what is missing, or to raise.
-        key_of: Returns the `network_key` of an experiment.
+        key_of: Returns the `network_key` of an experiment with a seed, None for its own.
 
     Raises:
         FileNotFoundError: One is missing and not to be trained here.
         ValueError: Its training failed.
     """
     for options in teachers_in(config):
-        experiment = options["experiment"]
-        if (found := own_network(experiment, key_of)) is None:
+        experiment, seed = options["experiment"], options.get("seed")
+        if (found := own_network(experiment, key_of, seed)) is None:
             if config["trainer"]["fast_dev_run"]:
                 rank_zero_info(f"{experiment} is not trained yet: this dry run uses it untrained")
                 options["checkpoint"] = UNTRAINED
                 continue
             if may_train and not _is_one_of_many():
-                train_once(experiment, config, key_of)
-                found = own_network(experiment, key_of)
+                train_once(experiment, config, key_of, seed)
+                found = own_network(experiment, key_of, seed)
         if found is None:
             raise FileNotFoundError(
-                f"no finished run of {experiment!r} as it stands in {display_path(runs_root() / experiment)}"
-                f"{_others(experiment)}; make train EXP={experiment} makes one"
+                f"no finished run of {with_seed(experiment, seed)} as it stands in "
+                f"{display_path(runs_root() / experiment)}{_others(experiment)}; "
+                f"{command_of(experiment, seed)} makes one"
             )
         options["checkpoint"] = display_path(found)
         rank_zero_info(f"the network of {experiment} is {options['checkpoint']}")
 
 
-def own_network(experiment: str, key_of: Callable[[str], str]) -> Path | None:
-    """Returns the checkpoint of the newest finished run that trained the network of an experiment as it stands."""
+def own_network(experiment: str, key_of: KeyOf, seed: int | None = None) -> Path | None:
+    """Returns the checkpoint of the newest finished run that trained an experiment as it stands, or with that seed."""
     key: str | None = None
     for folder in finished_runs(experiment):
         config = folder / "config.yaml"
         if (path := checkpoint_in(folder)) is not None and config.is_file():
-            key = key or key_of(experiment)
+            key = key or key_of(experiment, seed)
             if network_key(read_config(config)) == key:
                 return path
     return None
@@ -73,17 +76,18 @@ def _others(experiment: str) -> str:
     return f" ({display_path(others[0])} had other options: give its checkpoint if it is meant)" if others else ""
 
 
-def train_once(experiment: str, config: Namespace, key_of: Callable[[str], str]) -> None:
+def train_once(experiment: str, config: Namespace, key_of: KeyOf, seed: int | None = None) -> None:
     """Trains a missing teacher; of several runs that miss the same one, the first trains it and the others wait.
 
     Args:
         experiment: Name of the teacher's experiment.
         config: Config of the run that needs it, whose data folder it shares.
-        key_of: Returns the `network_key` of an experiment.
+        key_of: Returns the `network_key` of an experiment with a seed, None for its own.
+        seed: Seed of its training, None for that of the experiment.
     """
     with _only_one_trains(experiment):
-        if own_network(experiment, key_of) is None:
-            _train(experiment, config)
+        if own_network(experiment, key_of, seed) is None:
+            _train(experiment, config, seed)
 
 
 @contextmanager
@@ -99,10 +103,12 @@ def _is_one_of_many() -> bool:
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
-def _train(experiment: str, config: Namespace) -> None:
+def _train(experiment: str, config: Namespace, seed: int | None) -> None:
     root = config.get("data.init_args.root")
     command = [sys.executable, "-m", "netprism", "fit", "--config", experiment]
-    rank_zero_info(f"{experiment} is not trained yet{_others(experiment)}: that comes first, once")
+    if seed is not None:
+        command.append(f"--seed_everything={seed}")
+    rank_zero_info(f"{with_seed(experiment, seed)} is not trained yet{_others(experiment)}: that comes first, once")
     environment = {name: value for name, value in os.environ.items() if name != RUN}
     failed = subprocess.run(command + ([f"--data.root={root}"] if root else []), env=environment).returncode
     if failed:

@@ -95,10 +95,28 @@ def shared_id() -> str:
     return str(store.get(RUN).decode())
 
 
-def finished_runs(experiment: str) -> list[Path]:
-    """Returns the folders of an experiment's finished runs, the newest first."""
+def finished_runs(experiment: str, seed: int | None = None) -> list[Path]:
+    """Returns the folders of an experiment's finished runs, the newest first; where a seed is given, those of it."""
     done = (runs_root() / experiment).glob(f"*/{FINISHED}")
-    return [file.parent for file in sorted(done, key=lambda file: file.stat().st_mtime, reverse=True)]
+    found = [file.parent for file in sorted(done, key=lambda file: file.stat().st_mtime, reverse=True)]
+    return found if seed is None else [run for run in found if _seed_of(run) == seed]
+
+
+def _seed_of(run: Path) -> int | None:
+    """The seed in a run's config, read without a YAML reader; None if there is none."""
+    config = run / "config.yaml"
+    line = re.search(r"^seed_everything: (\d+)$", config.read_text(), re.MULTILINE) if config.is_file() else None
+    return int(line[1]) if line else None
+
+
+def with_seed(experiment: str, seed: int | None) -> str:
+    """Returns an experiment's name in quotes, with the seed that is asked for."""
+    return repr(experiment) if seed is None else f"{experiment!r} with seed {seed}"
+
+
+def command_of(experiment: str, seed: int | None = None) -> str:
+    """Returns what one types to train an experiment, with a seed."""
+    return f"make train EXP={experiment}" + ("" if seed is None else f' ARGS="--seed_everything {seed}"')
 
 
 def choose_folder(experiment: str, ckpt: str | None = None) -> tuple[Path, str | None]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from netprism.nets.fitting import fit_to_state
 from netprism.runs.checkpoints import read_checkpoint
-from netprism.runs.folder import display_path, finished_runs, runs_root
+from netprism.runs.folder import command_of, display_path, finished_runs, runs_root, with_seed
 from netprism.runs.named_networks import named_network
 
 EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
@@ -32,6 +32,7 @@ def trained(
     checkpoint: str | None = None,
     net: nn.Module | str | None = None,
     weights: str | None = None,
+    seed: int | None = None,
 ) -> nn.Module:
     """Returns a trained network, in eval mode and without gradients of its weights.
 
@@ -44,17 +45,22 @@ def trained(
         net: The network; by default the one in `config.yaml` of the checkpoint's run, or that of the experiment. A text
             is a name as `named_network` takes it; a class gets the hyperparameters in the checkpoint.
         weights: The library's name of its own weights, such as "DEFAULT", or a file, instead of a checkpoint.
+        seed: Seed of the experiment's training, `seed_everything`, for several networks of one experiment; None for the
+            experiment's own seed in a config, and for any otherwise.
 
     Raises:
-        ValueError: nothing to load; an unknown name; a checkpoint of another network, with its first key that differs.
+        ValueError: nothing to load; a seed without an experiment; an unknown name; a checkpoint of another network,
+            with its first key that differs.
         FileNotFoundError: no such checkpoint, or no finished run.
     """
+    if seed is not None and experiment is None:
+        raise ValueError(f"seed is {seed}; expected it with an experiment, whose training had it")
     if checkpoint is None and weights is not None and Path(weights).is_file():
         checkpoint, weights = weights, None
     if checkpoint is None and weights is None:
         if experiment is None:
             raise ValueError("a trained network needs one of experiment, checkpoint, weights")
-        checkpoint = str(checkpoint_of(experiment))
+        checkpoint = str(checkpoint_of(experiment, seed))
     if net is None:
         net = build_network(config_for(checkpoint, experiment))
     elif isinstance(net, str):
@@ -64,17 +70,19 @@ def trained(
     return net.eval().requires_grad_(False)
 
 
-def checkpoint_of(experiment: str) -> Path:
-    """The best checkpoint of the newest finished run of an experiment; the last one where none is the best.
+def checkpoint_of(experiment: str, seed: int | None = None) -> Path:
+    """The best checkpoint of the newest finished run of an experiment, of that seed if one is given; or the last one.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    for run in finished_runs(experiment):
+    for run in finished_runs(experiment, seed):
         if (path := checkpoint_in(run)) is not None:
             return path
     where = display_path(runs_root() / experiment)
-    raise FileNotFoundError(f"no finished run of {experiment!r} in {where}; make train EXP={experiment} makes one")
+    raise FileNotFoundError(
+        f"no finished run of {with_seed(experiment, seed)} in {where}; {command_of(experiment, seed)} makes one"
+    )
 
 
 def checkpoint_in(run: Path) -> Path | None:

@@ -100,7 +100,7 @@ def test_a_network_that_looks_into_another_one_comes_after_it(login_node):
     first.write_text(f"model: {{teacher: {trained.format('base')}}}\n")
     (login_node / "part.yaml").write_text(f"class_path: A\ninit_args: {{nets: [{trained.format('first')}]}}\n")
     second.write_text(f"model: part.yaml\nother: {trained.format('base')}\n")
-    assert missing_teachers(second, {"base": base, "first": first}) == ["base", "first"]
+    assert missing_teachers(second, {"base": base, "first": first}) == [("base", None), ("first", None)]
 
 
 def test_a_dry_run_shows_and_submits_nothing(login_node, capsys):
@@ -143,7 +143,7 @@ def test_what_slurm_says_and_that_it_is_absent_is_one_line(monkeypatch, capsys):
 
 
 def test_every_experiment_that_looks_into_a_network_finds_it():
-    named = {name for file in EXPERIMENTS.rglob("*.yaml") for name in missing_teachers(file, all_experiments())}
+    named = {name for file in EXPERIMENTS.rglob("*.yaml") for name, _ in missing_teachers(file, all_experiments())}
     assert named
     assert named <= set(all_experiments())
 

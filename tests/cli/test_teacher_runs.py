@@ -31,18 +31,18 @@ def no_runs(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def finished_run(number=1, width=16):
+def finished_run(number=1, width=16, **config):
     folder = Path("runs", EXPERIMENT, str(number))
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": ResNet(depth=8, in_channels=1).state_dict()}, folder / "checkpoints" / "best.ckpt")
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"width": width}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"width": width}, **config}))
     (folder / FINISHED).touch()
     return str(folder / "checkpoints" / "best.ckpt")
 
 
-def key_of(experiment):
+def key_of(experiment, seed):
     assert experiment == EXPERIMENT
-    return network_key({"model": {"width": 16}})
+    return network_key({"model": {"width": 16}} | ({} if seed is None else {"seed_everything": seed}))
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def trainings(monkeypatch):
     def train(command, env):
         assert RUN not in env, "the teacher would be trained into the folder of the run that looks into it"
         commands.append(command)
-        finished_run()
+        seeds = [int(arg.split("=")[1]) for arg in command if arg.startswith("--seed_everything=")]
+        finished_run(len(commands), **({"seed_everything": seeds[0]} if seeds else {}))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr(subprocess, "run", train)
@@ -108,6 +109,15 @@ def test_a_missing_one_is_trained_once_with_the_same_data(trainings, monkeypatch
     resolve_teachers(named, may_train=True, key_of=key_of)
     assert trainings == [[sys.executable, "-m", "netprism", "fit", "--config", EXPERIMENT, "--data.root=/data"]]
     assert checkpoints(named) == [f"runs/{EXPERIMENT}/1/checkpoints/best.ckpt"] * 2
+
+
+def test_two_networks_of_one_experiment_differ_in_their_seed(trainings):
+    named = config(*({"experiment": EXPERIMENT, "seed": seed} for seed in (None, 1, 2, 1)))
+    resolve_teachers(named, may_train=True, key_of=key_of)
+    assert [command[-1] for command in trainings] == [EXPERIMENT, "--seed_everything=1", "--seed_everything=2"]
+    assert checkpoints(named) == [f"runs/{EXPERIMENT}/{number}/checkpoints/best.ckpt" for number in (1, 2, 3, 2)]
+    with pytest.raises(FileNotFoundError, match=r"with seed 3 as .* ARGS=\"--seed_everything 3\" makes one"):
+        resolve_teachers(config({"experiment": EXPERIMENT, "seed": 3}), may_train=False, key_of=key_of)
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])

@@ -71,7 +71,7 @@ def test_of_two_runs_that_miss_a_teacher_one_trains_it(tmp_path, monkeypatch):
     environment_of_a_desk(monkeypatch, tmp_path)
     trained = []
 
-    def train(experiment, config):
+    def train(experiment, config, seed):
         trained.append(experiment)
         time.sleep(0.3)
         folder = tmp_path / "runs" / experiment / "1"
@@ -82,7 +82,7 @@ def test_of_two_runs_that_miss_a_teacher_one_trains_it(tmp_path, monkeypatch):
         (folder / FINISHED).touch()
 
     monkeypatch.setattr(teacher_runs, "_train", train)
-    arguments = ("classify/digits_mlp", None, lambda name: network_key({}))
+    arguments = ("classify/digits_mlp", None, lambda name, seed: network_key({}))
     runs = [threading.Thread(target=teacher_runs.train_once, args=arguments) for _ in range(4)]
     for run in runs:
         run.start()

@@ -111,6 +111,21 @@ def test_an_experiment_stands_for_the_best_of_its_newest_finished_run(tmp_path):
     assert checkpoint_of("classify/digits_mlp") == home / "2/checkpoints/last.ckpt"
 
 
+def test_several_networks_of_an_experiment_have_seeds(tmp_path):
+    nets = {seed: small() for seed in (1, 0)}
+    for seed, net in nets.items():
+        folder = finished_run(tmp_path / "classify/digits_mlp" / str(seed), net)
+        (folder / "config.yaml").write_text(f"seed_everything: {seed}\nmodel: null\n")
+    for seed, net in nets.items():
+        assert same(trained("classify/digits_mlp", net=small(), seed=seed), net)
+    with pytest.raises(
+        FileNotFoundError, match=r"no finished run of 'classify/digits_mlp' with seed 12 .*everything 12"
+    ):
+        trained("classify/digits_mlp", seed=12)
+    with pytest.raises(ValueError, match="seed is 1; expected it with an experiment"):
+        trained(net="resnet18", weights="DEFAULT", seed=1)
+
+
 def test_the_network_is_that_of_the_run_or_of_the_experiment(tmp_path):
     net = ResNet(depth=8, in_channels=1)
     folder = finished_run(tmp_path / "classify/digits_resnet8/1", net)
