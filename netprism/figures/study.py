@@ -161,11 +161,11 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
 
 
 def _lines_above(records: Records, spec: Mapping[str, Any]) -> int:
-    """Lines of a legend above its panel, where the marks of many groups at categories leave no room within; else 0."""
+    """Lines of a legend above its panel, where many groups leave no room within, fewer of them at categories; else 0."""
     by, chosen = spec.get("by"), _chosen(records, spec)
     groups = {_plain(record[by]) for record in chosen if by in record} if by else set()
     numbers = all(isinstance(_plain(record.get(spec["x"])), int | float) for record in chosen)
-    return 0 if numbers or len(groups) < 4 else len(groups) + 1
+    return 0 if len(groups) < (5 if numbers else 4) else len(groups) + 1
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - what an option holds

@@ -336,6 +336,35 @@ def coherency(run: Path, images: int = 8, factor: float = 4.0) -> Rows:
     return rows
 
 
+def alphas(run: Path, prefix: str = "alpha_") -> Rows:
+    """Returns a row per bandwidth and epoch, and per bandwidth and layer after the last epoch.
+
+    Args:
+        run: Folder of a run with several `GatingEntropy`, one for each alpha: `alpha_0.01`, `alpha_0.1`, ...
+        prefix: What precedes alpha in their names.
+
+    Returns:
+        alpha, epoch, layer; entropy and class_information in rows of layer "all"; suffix_entropy in those of a layer,
+        of the last epoch; all in bits, NaN where a row has no such quantity.
+    """
+    logged = curves(run)
+    names = {key.partition("/")[0] for values in logged.values() for key in values if key.startswith(prefix)}
+    if not names:
+        raise ValueError(f"{run} has no {prefix}<alpha>/entropy; expected several GatingEntropy with such names")
+    rows: Rows = []
+    for alpha, name in sorted((float(name.removeprefix(prefix)), name) for name in names):
+        measured = {epoch: values for epoch, values in logged.items() if f"{name}/entropy" in values}
+        for epoch, values in measured.items():
+            row = {what: values[f"{name}/{what}"] for what in ("entropy", "class_information")}
+            rows.append({"alpha": alpha, "epoch": epoch, "layer": "all", **row, "suffix_entropy": math.nan})
+        start, last = f"{name}/suffix_entropy/", max(measured)
+        layers = {key.removeprefix(start): value for key, value in measured[last].items() if key.startswith(start)}
+        for layer, value in layers.items():
+            row = {"entropy": math.nan, "class_information": math.nan, "suffix_entropy": value}
+            rows.append({"alpha": alpha, "epoch": last, "layer": layer, **row})
+    return rows
+
+
 def _data(run: Path) -> ImageDataModule:
     from netprism.analysis.networks import data_of_run
 

@@ -11,7 +11,7 @@ from netprism.datamodules import Digits
 from netprism.lightning_modules import ReliableDisentangler
 from netprism.nets import MLP, ResNet
 from netprism.studies import measures
-from netprism.studies.measures import coherency, correlations, discarded, orders, relation, robustness, roles
+from netprism.studies.measures import alphas, coherency, correlations, discarded, orders, relation, robustness, roles
 
 
 def test_the_largest_and_the_mean_order_of_the_last_values(tmp_path):
@@ -41,6 +41,22 @@ def test_levels_that_rise_together_need_not_do_so_in_the_same_epochs(tmp_path):
     assert row == {"first": "entropy", "second": "discarding", "levels": pytest.approx(1), "steps": pytest.approx(-1)}
     with pytest.raises(ValueError, match="points is read from 'knowledge', which"):
         correlations(tmp_path, {"entropy": "H", "points": "knowledge"})
+
+
+def test_each_bandwidth_over_the_epochs_and_over_the_layers_of_the_last_one(tmp_path):
+    names = [f"alpha_{a}/{q}" for a in ("0.1", "0.02") for q in ("entropy", "class_information", "suffix_entropy/relu")]
+    (tmp_path / "metrics.csv").write_text(f"epoch,step,{','.join(names)}\n-1,0,1,2,3,4,5,6\n0,1,10,20,30,40,50,60\n")
+    rows = [
+        [row[key] for key in ("alpha", "epoch", "layer", "entropy", "class_information")] for row in alphas(tmp_path)
+    ]
+    assert rows[:2] == [[0.02, -1, "all", 4, 5], [0.02, 0, "all", 40, 50]]
+    assert rows[3:5] == [[0.1, -1, "all", 1, 2], [0.1, 0, "all", 10, 20]]
+    of_layers = {
+        (row["alpha"], row["epoch"]): row["suffix_entropy"] for row in alphas(tmp_path) if row["layer"] == "relu"
+    }
+    assert of_layers == {(0.02, 0): 60, (0.1, 0): 30}
+    with pytest.raises(ValueError, match="no other<alpha>/entropy; expected several GatingEntropy"):
+        alphas(tmp_path, "other")
 
 
 def test_networks_of_runs_are_measured(tmp_path):
