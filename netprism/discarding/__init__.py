@@ -7,7 +7,7 @@ https://arxiv.org/abs/1906.04109.
 """
 
 from netprism.discarding.auto_encoder import AutoEncoder
-from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map
+from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map, input_noise_entropy
 from netprism.discarding.concentration import box_mask, concentration, segment_mask
 from netprism.discarding.decoder import Decoder
 from netprism.discarding.layer_view import LayerView
@@ -27,6 +27,7 @@ __all__ = [  # in reading order
     "feature_scale",
     "grad_cam",
     "gradient_map",
+    "input_noise_entropy",
     "reconstruction_uncertainty",
     "segment_mask",
     "strict_information_discarding",

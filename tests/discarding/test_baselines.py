@@ -1,10 +1,11 @@
+import math
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map
+from netprism.discarding.baselines import class_activation_map, grad_cam, gradient_map, input_noise_entropy
 from netprism.nets import ResNet
 
 
@@ -112,3 +113,36 @@ def test_without_captum_it_says_how_to_get_it(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'netprism\[baselines\]'"):
         gradient_map(convnet(), images())
     assert class_activation_map(convnet(), "3", "6", images()).shape == (3, 1, 6, 7)
+
+
+def test_input_noise_behind_a_linear_map_has_a_closed_form():
+    """sigma_i^2 = weight Var(f) / (2 ||W_i||^2); nothing of it depends on how large the features are."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6)), torch.randn(3, 4)
+    model[0].weight.data *= torch.tensor([0.5, 1.0, 2.0, 0.0])  # the last unit is not seen
+    expected = 0.5 * (0.1 * 7 / 2 / model[0].weight.square().sum(0)).log() + 0.5 * math.log(2 * math.pi * math.e)
+    expected[3] = math.log(5) + 0.5 * math.log(2 * math.pi * math.e)
+    options = {"variance": 7.0, "max_sigma": 5.0, "noise_samples": 64}
+    found = input_noise_entropy(model, "0", x, steps=300, learning_rate=0.1, **options)
+    torch.testing.assert_close(found, expected.expand(3, 4), atol=0.1, rtol=0)  # noise of the descent
+    torch.testing.assert_close(input_noise_entropy(model, "0", x, steps=0, **options), found, atol=0.3, rtol=0)
+    variance = (model(x) - model(x).mean(0)).square().sum(1).mean().item()
+    own = input_noise_entropy(model, "0", x, steps=5)
+    torch.testing.assert_close(own, input_noise_entropy(model, "0", x, steps=5, variance=variance))
+    with pytest.raises(ValueError, match="variance is 0"):
+        input_noise_entropy(nn.Sequential(nn.Flatten(), nn.ReLU()), "1", -torch.ones(2, 4))
+
+
+def test_the_descent_leaves_a_start_that_is_wrong():
+    """Of y = x^2 at 0 the Jacobian is 0 and sigma starts at the cap; 3 sigma^4 / V = weight log sigma has a minimum."""
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square()
+
+    sigma = (0.1 * 2 / 12) ** 0.25
+    found = input_noise_entropy(
+        nn.Sequential(Square()), "0", torch.zeros(2, 3), variance=2.0, max_sigma=1.0, steps=200, noise_samples=256
+    )
+    expected = math.log(sigma) + 0.5 * math.log(2 * math.pi * math.e)
+    torch.testing.assert_close(found.mean(), torch.tensor(expected), atol=0.05, rtol=0)
