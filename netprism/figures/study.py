@@ -161,7 +161,7 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
 
 
 def _lines_above(records: Records, spec: Mapping[str, Any]) -> int:
-    """Lines of a legend above its panel, where many groups leave no room within, fewer of them at categories; else 0."""
+    """Lines of a legend above its panel, where its groups leave no room within; else 0."""
     by, chosen = spec.get("by"), _chosen(records, spec)
     groups = {_plain(record[by]) for record in chosen if by in record} if by else set()
     numbers = all(isinstance(_plain(record.get(spec["x"])), int | float) for record in chosen)
