@@ -7,6 +7,7 @@ A panel of a study file is a mapping with
     by: model.prior_only     one line per value, optional
     where: {epoch: 9}        which records, optional
     scale: log               of the x axis: linear, log or symlog; optional
+    title: VGG-11            optional
 
 or, for a quantity of pairs, such as a correlation,
 
@@ -152,6 +153,8 @@ def _panel(axes: Axes, records: Records, spec: Mapping[str, Any], label: Callabl
         axes.set_xticks(range(len(places)), [label(str(place)) for place in places], rotation=20, ha="right")
     axes.set_xlabel(label(x))
     axes.set_ylabel(label(y))
+    if "title" in spec:
+        axes.set_title(spec["title"], fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     if by:
         legend = axes.legend(frameon=False, fontsize="small", title=label(str(by)), title_fontsize="small")

@@ -106,7 +106,7 @@ def discarded(run: Path, layers: list[str], images: int = 20) -> Rows:
     """
     from netprism.discarding import strict_information_discarding
 
-    net, x, labels = _trained(run)
+    net, x, labels = tested_network(run)
     accuracy = _accuracy(net, x, labels)
     found = strict_information_discarding(net, layers, x[:images], num_vjps=32, seed=0)
     return [{"layer": layer, "SID": float(found[layer].mean.mean()), "accuracy": accuracy} for layer in layers]
@@ -129,7 +129,7 @@ def robustness(run: Path, layer: str, images: int = 20, classes: int = 3, steps:
     """
     from netprism.interventions import Pixels, adversarial_distances, pgd
 
-    net, x, labels = _trained(run)
+    net, x, labels = tested_network(run)
     pixels = Pixels.of(_data(run))
     few = x[:images], labels[:images]
     distances = adversarial_distances(net, [few], num_classes=classes, steps=steps, pixels=pixels)
@@ -170,7 +170,7 @@ def knowledge(run: Path, layers: list[str], images: int = 200, logits_layer: str
     from netprism.knowledge.epoch_projection import EpochProjection, network_features
     from netprism.knowledge.sample_projection import rotation_onto
 
-    net, x, labels = _trained(run)
+    net, x, labels = tested_network(run)
     accuracy = _accuracy(net, x, labels)
     x, labels = x[:images], labels[:images]
     projections: list[EpochProjection] = []
@@ -257,7 +257,7 @@ def reliable_components(run: Path) -> Rows:
         raise ValueError(f"{run} has no figures/reliability.csv; expected a finished run of a ReliableDisentangler")
     with table.open(encoding="utf-8", newline="") as file:
         measured = [{key: float(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
-    networks = [network["init_args"] for network in _options(run, "model.init_args.teachers")]
+    networks = [network["init_args"] for network in options_of(run, "model.init_args.teachers")]
     images = {"train": _images(networks[0]["checkpoint"], "train"), "test": _images(networks[0]["checkpoint"], "test")}
     module = ReliableDisentangler.load_from_checkpoint(
         run / "checkpoints" / "last.ckpt",  # its table is of the last epoch
@@ -309,7 +309,7 @@ def coherency(run: Path, images: int = 8, factor: float = 4.0) -> Rows:
     from netprism.discarding.sid import strict_information_discarding
     from netprism.nets.resnet import BasicBlock
 
-    net, x, _ = _trained(run)
+    net, x, _ = tested_network(run)
     x = x[:images]
     other, target = copy.deepcopy(net), net(x).argmax(1)
     layers = []
@@ -384,7 +384,7 @@ def _images(checkpoint: str, split: Split) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(labels)
 
 
-def _trained(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
+def tested_network(run: Path) -> tuple[nn.Module, Tensor, Tensor]:
     """The network of a run, with its test images and their classes, in an order that mixes the classes."""
     import torch
 
@@ -402,11 +402,11 @@ def _teacher(run: Path) -> list[nn.Module]:
     """The network that the student of a run has mimicked; none of a run without a student."""
     from netprism.runs.teachers import trained
 
-    options = _options(run, "model.init_args.teacher.init_args")
+    options = options_of(run, "model.init_args.teacher.init_args")
     return [] if options is None else [trained(**options)]
 
 
-def _options(run: Path, name: str) -> Any:  # noqa: ANN401 - what an option holds
+def options_of(run: Path, name: str) -> Any:  # noqa: ANN401 - what an option holds
     """An option of a run; None where it has none of this name."""
     from omegaconf import OmegaConf
 

@@ -105,7 +105,7 @@ class Study:
 
 
 def read_study(path: Path, name: str) -> Study:
-    """Reads a study file; `extends: FILE` takes what it does not say from another one, relative to it.
+    """Reads a study file; `extends` takes what it does not say from another one, a file relative to it or a name.
 
     Raises:
         ValueError: It is no study: unreadable, without runs or quantities, or with a key that means nothing.
@@ -141,7 +141,11 @@ def _merged(path: Path) -> dict[str, Any]:
     base = given.pop("extends", None)
     if base is None:
         return {str(key): value for key, value in given.items()}
-    return {**_merged(path.parent / f"{base}"), **{str(key): value for key, value in given.items()}}
+    beside, named = path.parent / f"{base}", STUDIES / f"{base}.yaml"
+    return {
+        **_merged(named if named.is_file() and not beside.is_file() else beside),
+        **{str(key): value for key, value in given.items()},
+    }
 
 
 def title_of(path: Path) -> str:

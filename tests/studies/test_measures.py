@@ -88,7 +88,7 @@ def test_a_student_that_knows_the_same_in_other_channels(monkeypatch, tmp_path):
     labels = torch.arange(60) % 3
     x = 0.01 * torch.rand(60, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     x[range(60), labels, 0] += 1.0
-    monkeypatch.setattr(measures, "_trained", lambda run: (network([2, 0, 1]), x, labels))
+    monkeypatch.setattr(measures, "tested_network", lambda run: (network([2, 0, 1]), x, labels))
     monkeypatch.setattr(measures, "_teacher", lambda run: [network([0, 1, 2])])
     (row,) = measures.knowledge(tmp_path, ["maps"], images=60)
     assert row["accuracy"] == row["ratio"] == 1

@@ -24,6 +24,8 @@ def test_a_study_extends_another(tmp_path):
     (tmp_path / "mine.yaml").write_text(MINE)
     (tmp_path / "more.yaml").write_text("# More\nextends: mine.yaml\nseeds: 5\n")
     assert len(read_study(tmp_path / "more.yaml", "more").settings()) == 10
+    (tmp_path / "shipped.yaml").write_text("# Mine\nextends: knowledge/points\nruns: [{label: VGG-16}]\nseeds: 2\n")
+    assert len(read_study(tmp_path / "shipped.yaml", "shipped").settings()) == 2
 
 
 @pytest.mark.parametrize(
