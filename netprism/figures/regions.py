@@ -120,7 +120,7 @@ def region_densities(rows: Mapping[str, Sequence[ClassPlane]]) -> Figure:
                 axes.set_axis_off()
                 continue
             _plane(axes, planes[column], reach)
-        grid[row * columns].set_ylabel(f"{title}\ntowards {planes[0].names[0]}")
+        grid[row * columns].set_ylabel(f"{title}\nstrength towards {planes[0].names[0]}")
     marks: list[Any] = [
         Line2D([], [], color=OWN, label="regions of the class"),
         Line2D([], [], color=OTHER, linestyle="--", label="of the nearest other class"),
