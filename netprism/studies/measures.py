@@ -365,6 +365,47 @@ def alphas(run: Path, prefix: str = "alpha_") -> Rows:
     return rows
 
 
+def noises(run: Path, layers: list[str], images: int = 8, steps: int = 100) -> Rows:
+    """Returns a row per measure and layer: the entropy of the noise on test images, and how far it moves the features.
+
+    Args:
+        run: Folder of a run.
+        layers: Names of layers.
+        images: Number of test images.
+        steps: Steps of the noise of Guan et al., see `netprism.discarding.baselines.input_noise_entropy`.
+
+    Returns:
+        measure, "SID" or "Guan et al."; layer; H, its mean in nats; moved, log10 of E ||h(x') - h(x)||^2 / delta_f^2;
+        range, the largest of them minus the smallest one, over the layers.
+    """
+    import torch
+
+    from netprism.discarding import LayerView, strict_information_discarding
+    from netprism.discarding.baselines import input_noise_entropy
+    from netprism.discarding.constants import GAUSSIAN
+    from netprism.discarding.noise import feature_change
+
+    net, x, _ = _trained(run)
+    few = x[:images]
+    found = strict_information_discarding(net, layers, few, num_vjps=32, seed=0)
+    rows: Rows = []
+    for layer in layers:
+        view = LayerView(net, layer)
+        with torch.no_grad():
+            features = torch.cat([view.feature(part).flatten(1) for part in x.split(64)])
+        variance = float(features.var(0, correction=0).sum())
+        entropy = {"SID": found[layer].entropy_map}
+        entropy["Guan et al."] = input_noise_entropy(net, layer, few, variance=variance, steps=steps)
+        for measure, each in entropy.items():
+            change = feature_change(view, few, (each - GAUSSIAN).exp(), noise_samples=32, seed=1).mean()
+            moved = math.log10(float(change) / found[layer].scale)
+            rows.append({"measure": measure, "layer": layer, "H": float(each.mean()), "moved": moved})
+    for row in rows:
+        of_layers = [other["moved"] for other in rows if other["measure"] == row["measure"]]
+        row["range"] = max(of_layers) - min(of_layers)
+    return rows
+
+
 def _data(run: Path) -> ImageDataModule:
     from netprism.analysis.networks import data_of_run
 

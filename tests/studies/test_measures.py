@@ -11,7 +11,17 @@ from netprism.datamodules import Digits
 from netprism.lightning_modules import ReliableDisentangler
 from netprism.nets import MLP, ResNet
 from netprism.studies import measures
-from netprism.studies.measures import alphas, coherency, correlations, discarded, orders, relation, robustness, roles
+from netprism.studies.measures import (
+    alphas,
+    coherency,
+    correlations,
+    discarded,
+    noises,
+    orders,
+    relation,
+    robustness,
+    roles,
+)
 
 
 def test_the_largest_and_the_mean_order_of_the_last_values(tmp_path):
@@ -72,6 +82,10 @@ def test_networks_of_runs_are_measured(tmp_path):
     assert rows["SID", "layer2.0.bn1"] < 1e-6
     assert rows["gradient map", "layer2.0.bn1"] > 0.1
     assert rows["Grad-CAM", "layer2.0.bn1"] < 1e-6, "features and gradients are scaled in opposite ways"
+    sid, learned = noises(tmp_path, ["conv1"], images=2, steps=2)  # linear
+    assert sid["moved"] == pytest.approx(math.log10(1.5e-4), abs=0.2), "SID fixes how far the features move"
+    assert learned["H"] > sid["H"]
+    assert learned["moved"] > sid["moved"]
     (row,) = robustness(tmp_path, "layer3", images=2, classes=1, steps=3)
     assert 0 <= row["distance"] < 8  # that of all pixels from black to white
     assert {"layer": "layer3", "SID": row["SID"], "accuracy": row["accuracy"]} == discarded(tmp_path, ["layer3"], 2)[0]
