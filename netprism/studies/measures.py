@@ -385,7 +385,7 @@ def noises(run: Path, layers: list[str], images: int = 8, steps: int = 100) -> R
     from netprism.discarding.constants import GAUSSIAN
     from netprism.discarding.noise import feature_change
 
-    net, x, _ = _trained(run)
+    net, x, _ = tested_network(run)
     few = x[:images]
     found = strict_information_discarding(net, layers, few, num_vjps=32, seed=0)
     rows: Rows = []
