@@ -178,8 +178,8 @@ def predict_performance(ratios: ArrayLike, performance: ArrayLike, others: Array
     Source: Ren et al. 2020, appendix K, table 3, https://arxiv.org/abs/2006.15920.
 
     Example:
-        >>> predict_performance([[0.0], [1.0]], [0.5, 0.75], [[3.0]]).tolist()
-        [1.25]
+        >>> round(predict_performance([[0.0], [1.0]], [0.5, 0.75], [[3.0]]).item(), 3)
+        1.25
     """
     x, y = _checked(ratios, performance)
     new = _finite(np.asarray(others, dtype=np.float64), "the ratios")
