@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from netprism.callbacks._calling import Call, Unpack
+from netprism.callbacks._handed_back import fit_into_pipe
 from netprism.callbacks._monitor_data import MonitorData, Split, monitor_data
 from netprism.callbacks._view import View, undisturbed
 from netprism.distributed import all_gather_object, in_one_line, is_reported, run_on_all_ranks
@@ -158,6 +159,11 @@ class Monitor(pl.Callback):
         """Draws them where a resumed run had nothing left to train, since Lightning then skips `on_train_end`."""
         if not self._is_drawn:
             self.on_train_end(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Keeps a training with forked ranks from hanging where it ends."""
+        if stage == "fit":
+            fit_into_pipe(trainer, f"{self.name}/")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Draws them also for a training that Ctrl-C or an error, of another monitor for instance, has ended."""
