@@ -157,7 +157,7 @@ def transformation_complexity(
         1.329
     """
     packed = {name: _packed(layer, name) for name, layer in gates.items()}
-    _sample_count(packed)
+    _check_samples(packed)
     return complexity_of_slices(GateSlices.undivided(packed), labels, bandwidth, alpha, total_correlation, seed)
 
 
@@ -173,9 +173,9 @@ def complexity_of_slices(
     n, layers = slices.samples, slices.layers
     check_bandwidth(bandwidth, alpha)
     alphas = _alphas(layers, alpha)
-    classes = None if labels is None else _classes(labels, n).to(slices.device)
     if n == 0:
         raise ValueError(f"layer {next(iter(layers))!r} has no samples")
+    classes = None if labels is None else _classes(labels, n).to(slices.device)
     members: list[Tensor | None] = [None]
     if classes is not None and total_correlation:
         members += [classes == number for number in range(int(classes.max()) + 1)]
@@ -365,17 +365,14 @@ def _packed(gates: Gates, name: str | None = None) -> PackedGates:
         raise type(error)(f"layer {name!r}: {error}" if name else str(error)) from None
 
 
-def _sample_count(packed: Mapping[str, PackedGates]) -> int:
-    """The number of samples that all layers share."""
+def _check_samples(packed: Mapping[str, PackedGates]) -> None:
+    """Raises a ValueError unless there are layers, all of as many samples."""
     if not packed:
         raise ValueError("gates are empty; expected at least one layer")
     first, n = next((name, len(layer)) for name, layer in packed.items())
     for name, layer in packed.items():
         if len(layer) != n:
             raise ValueError(f"layer {name!r} has {len(layer)} samples; expected {n}, as layer {first!r} has")
-    if n == 0:
-        raise ValueError(f"layer {first!r} has no samples")
-    return n
 
 
 def _alphas(packed: Mapping[str, PackedGates], alpha: float | Mapping[str, float] | None) -> dict[str, float]:

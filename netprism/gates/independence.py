@@ -76,7 +76,7 @@ def has_bias(variance: float, n: int, bandwidth: float) -> bool:
     return math.expm1(min(exponent, 50.0)) / (2 * (n - 1) * math.log(2)) >= _NEGLIGIBLE
 
 
-def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_for: float | Tensor = 1.0) -> float:
+def null_bias(counts: Tensor, n: int, bandwidth: float, stands_for: Tensor, seed: int = 0) -> float:
     """Returns by how much H of n independent gates, each sample left out, exceeds its limit for many samples, in bits.
 
     Cost: (n + 256) d random numbers and 256 n d multiply-adds.
@@ -85,8 +85,8 @@ def null_bias(counts: Tensor, n: int, bandwidth: float, seed: int = 0, stands_fo
         counts: How many of the samples have each gate open, `(d,)`.
         n: Number of samples, at least 2.
         bandwidth: Variance s0^2 of the kernel.
+        stands_for: How many gates there are of each activation rate, `(d,)`.
         seed: Seed of the random numbers.
-        stands_for: How many gates of this activation rate there are, one number for all or one per gate `(d,)`.
     """
     p = _of_all_gates(counts.double() / n, stands_for)
     draws = torch.Generator(counts.device).manual_seed(seed)
@@ -108,7 +108,7 @@ def _sum_over_gates(histogram: Tensor, values: Tensor) -> float:
     return math.fsum((histogram * values).tolist())
 
 
-def _of_all_gates(rates: Tensor, stands_for: float | Tensor) -> Tensor:
+def _of_all_gates(rates: Tensor, stands_for: Tensor) -> Tensor:
     """The rates, each as often as there are gates of it."""
     until = (torch.ones_like(rates) * stands_for).cumsum(0)
     if torch.equal(until[-1:], until.new_tensor([len(rates)])):

@@ -97,10 +97,9 @@ class GateSlices:
 
 def deal(layers: Mapping[str, PackedGates], ranks: int) -> list[dict[str, slice]]:
     """Returns which bytes of each layer belong to which rank: as many to each, of successive layers."""
-    total = sum(map(byte_count, layers.values()))
     columns = []
-    for rank in range(ranks):
-        first, last, of_rank = total * rank // ranks, total * (rank + 1) // ranks, {}
+    for limits in _limits(sum(map(byte_count, layers.values())), ranks):
+        first, last, of_rank = limits.start, limits.stop, {}
         for name, layer in layers.items():
             width = byte_count(layer)
             start, stop = max(first, 0), min(last, width)
@@ -109,6 +108,11 @@ def deal(layers: Mapping[str, PackedGates], ranks: int) -> list[dict[str, slice]
             first, last = first - width, last - width
         columns.append(of_rank)
     return columns
+
+
+def _limits(width: int, ranks: int) -> list[slice]:
+    """Where each rank's slice lies among the bytes of all layers side by side."""
+    return [slice(width * rank // ranks, width * (rank + 1) // ranks) for rank in range(ranks)]
 
 
 def byte_count(layer: PackedGates) -> int:
@@ -147,8 +151,7 @@ def exchange(
                 f"layer {name!r} of process {number} has gates of shape {other.get(name, [None])[0]}; expected those "
                 f"of process 0, {everywhere[0][0].get(name, [None])[0]}"
             )
-    columns, total = deal(layers, size), bits[0].shape[1]
-    limits = [slice(total * number // size, total * (number + 1) // size) for number in range(size)]
+    columns, limits = deal(layers, size), _limits(width, size)
     own = limits[rank].stop - limits[rank].start
     lengths = [rows for _, rows, _ in everywhere]
     slices = bits[0].new_empty(sum(map(sum, lengths)), own)

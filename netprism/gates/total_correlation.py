@@ -92,5 +92,5 @@ def _biases(
                 torch.full_like(counts[key], slices.layers[key].stands_for, dtype=torch.float32) for key in some
             ]
             every_count = torch.cat([counts[key] for key in some])
-            found[name, k] = null_bias(every_count, sizes[k], widths[name], seed, torch.cat(stand_for))
+            found[name, k] = null_bias(every_count, sizes[k], widths[name], torch.cat(stand_for), seed)
     return {key: bias for of_rank in slices.gathered(lambda: found) for key, bias in of_rank.items()} if biased else {}
